@@ -1,0 +1,71 @@
+# The environment is `.venv`, built when a target first needs it and completed when pyproject.toml
+# or constraints.txt change. `make PYTHON=python3.12 test` builds it from another interpreter.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+OUTPUT ?= demo_output
+PYTEST_ARGS ?=
+# Folders with code; those that a clone does not have are left out.
+CODE := $(wildcard src conversion hub_cards examples benchmarks)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-fast lint format bench docs clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       segments a photograph with the model in the package, into $(OUTPUT)/"
+	@echo "make test       ruff, mypy, every test, and the wheel"
+	@echo "make test-fast  the tests that are not slow"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make format     lets ruff put the code in order"
+	@echo "make bench      every figure that README and docs quote"
+	@echo "make docs       the documentation as pages, into site/"
+	@echo "make clean      removes what was built, the environment too"
+
+# torch comes first and by its exact version: a range could bring a build with gigabytes of CUDA.
+$(VENV)/.torch: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet -c constraints.txt -e ".[torch]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e ".[torch,test]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e ".[torch,docs]"
+	@touch $@
+
+demo: $(VENV)/.torch
+	$(BIN)/segment-anything demo --output $(OUTPUT)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.test
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+bench: $(VENV)/.test
+	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; \
+	done
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site $(OUTPUT) src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,357 @@
+"""Configuration of Segment Anything models and the presets that are known by name."""
+
+import os
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+ENCODER_NORM_EPS: dict[str, float] = {
+    "layer_norm": 1e-5,
+    "layer_norm_eps_1e-5": 1e-5,
+    "layer_norm_eps_1e-6": 1e-6,
+}
+"""Names that `encoder_norm_layer` may take, with the epsilon that each one means."""
+
+ENCODER_ACTIVATIONS: tuple[str, ...] = (
+    "gelu",
+    "gelu_tanh",
+    "hard_swish",
+    "mish",
+    "relu",
+    "relu6",
+    "silu",
+    "swish",
+)
+"""Names that `encoder_act_layer` may take; each framework's model file maps them to functions."""
+
+MASK_UPSCALING = 4
+"""Side of the low-resolution masks over the side of the image embeddings: H' = 4 H''."""
+
+DECODER_DOWNSAMPLING = 2
+"""Width of the embeddings over the width inside the decoder's cross-attention."""
+
+_HUB = "https://huggingface.co/"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sam_vit_t": {
+        "input_size": (512, 512),
+        "fixed_input_size": False,
+        "embed_dim": 128,
+        "encoder_embed_dim": 192,
+        "encoder_nb_blocks": 8,
+        "encoder_nb_heads": 6,
+        "encoder_global_attn_indices": (1, 4, 7),
+        "encoder_window_size": 8,
+        "decoder_nb_heads": 4,
+        "decoder_mlp_channels": 512,
+        "decoder_iou_hidden_dim": 128,
+    },
+    "sam_vit_b": {"url": _HUB + "facebook/sam-vit-base"},
+    "sam_vit_l": {
+        "url": _HUB + "facebook/sam-vit-large",
+        "encoder_embed_dim": 1024,
+        "encoder_nb_blocks": 24,
+        "encoder_nb_heads": 16,
+        "encoder_global_attn_indices": (5, 11, 17, 23),
+    },
+    "sam_vit_h": {
+        "url": _HUB + "facebook/sam-vit-huge",
+        "encoder_embed_dim": 1280,
+        "encoder_nb_blocks": 32,
+        "encoder_nb_heads": 16,
+        "encoder_global_attn_indices": (7, 15, 23, 31),
+    },
+}
+"""What each named model sets differently from the defaults of the configuration.
+
+The weights of `sam_vit_t` lie inside the package; `url` names the Hub repository of the others.
+"""
+
+
+def list_presets() -> list[str]:
+    """Names that `from_preset` and `from_pretrained` know, the smallest model first."""
+    return list(PRESETS)
+
+
+def preset_repository(name: str) -> str | None:
+    """Hub repository of a preset's weights, None for the weights inside the package."""
+    return PRESETS[name].get("url", "").removeprefix(_HUB) or None
+
+
+class SegmentAnythingModelConfig(PreTrainedConfig):
+    """Everything that defines a Segment Anything model: the specification's names and defaults.
+
+    The defaults are those of `sam_vit_b`. Sizes are (height, width) in pixels. Every combination is
+    checked when the configuration is made.
+
+    Args:
+        name: Name of the model.
+        url: URL of the pretrained weights.
+        in_channels: Number of image channels C.
+        input_size: Size (H, W) of the images that the model takes.
+        fixed_input_size: If True the model takes no other size than `input_size`; if False it
+            resamples its position encodings for any size that `encoder_patch_size` divides.
+        embed_dim: Width D that image and prompt embeddings share.
+        nb_multimask_outputs: Number of masks K for one prompt when several are asked for.
+        mask_threshold: Logits above it belong to the mask.
+        encoder_patch_size: Side of the square patches, in pixels.
+        encoder_embed_dim: Width of the encoder's tokens.
+        encoder_nb_blocks: Number of the encoder's attention blocks.
+        encoder_nb_heads: Number of heads in each of them.
+        encoder_mlp_ratio: Hidden width of their perceptrons over `encoder_embed_dim`.
+        encoder_drop_rate: Dropout after the patch embedding, the projections and the perceptrons.
+        encoder_attn_drop_rate: Dropout on the attention weights.
+        encoder_drop_path_rate: Stochastic depth at the last block; it grows linearly from 0 at the
+            first.
+        encoder_norm_layer: Layer norm of the encoder's blocks, a key of `ENCODER_NORM_EPS`.
+        encoder_act_layer: Activation of the encoder's perceptrons, one of `ENCODER_ACTIVATIONS`.
+        encoder_qkv_bias: Whether queries, keys and values have a bias.
+        encoder_global_attn_indices: Blocks that attend to the whole image; the others attend in
+            windows.
+        encoder_window_size: Side of the windows, in patches; 0 makes every block global.
+        prompt_mask_hidden_dim: Width of the network that embeds mask prompts.
+        decoder_nb_blocks: Number of the decoder's two-way attention blocks.
+        decoder_nb_heads: Number of heads in each of them.
+        decoder_mlp_channels: Hidden width of their perceptrons.
+        decoder_iou_head_depth: Number of layers of the head that predicts the masks' quality.
+        decoder_iou_hidden_dim: Hidden width of that head.
+        mean: Mean of each channel for pixel values in [0, 1]; three values serve any number of
+            channels, repeated in order.
+        std: Standard deviation of each channel, likewise.
+        first_conv: Name of the layer whose weights are folded or repeated when pretrained weights
+            have another number of channels.
+
+    Raises:
+        TypeError: A value has a type that its field cannot take.
+        ValueError: A name is unknown, or values contradict each other.
+    """
+
+    model_type = "segment_anything"
+    initializer_range: ClassVar[float] = 0.02
+
+    name: str = ""
+    url: str = ""
+    in_channels: int = 3
+    input_size: tuple[int, int] = (1024, 1024)
+    fixed_input_size: bool = True
+    embed_dim: int = 256
+    nb_multimask_outputs: int = 3
+    mask_threshold: float = 0.0
+    encoder_patch_size: int = 16
+    encoder_embed_dim: int = 768
+    encoder_nb_blocks: int = 12
+    encoder_nb_heads: int = 12
+    encoder_mlp_ratio: float = 4.0
+    encoder_drop_rate: float = 0.0
+    encoder_attn_drop_rate: float = 0.0
+    encoder_drop_path_rate: float = 0.0
+    encoder_norm_layer: str = "layer_norm_eps_1e-6"
+    encoder_act_layer: str = "gelu"
+    encoder_qkv_bias: bool = True
+    encoder_global_attn_indices: tuple[int, ...] = (2, 5, 8, 11)
+    encoder_window_size: int = 14
+    prompt_mask_hidden_dim: int = 16
+    decoder_nb_blocks: int = 2
+    decoder_nb_heads: int = 8
+    decoder_mlp_channels: int = 2048
+    decoder_iou_head_depth: int = 3
+    decoder_iou_hidden_dim: int = 256
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    first_conv: str = "image_encoder/patch_embed/proj"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Turns lists, as JSON has them, into tuples, and checks every field."""
+        for field in ("input_size", "encoder_global_attn_indices", "mean", "std"):
+            setattr(self, field, _as_tuple(field, getattr(self, field)))
+        # A saved dictionary carries these two; kept as attributes they would make a loaded
+        # configuration differ from the one that was saved.
+        kwargs.pop("model_type", None)
+        self.transformers_version = None
+        super().__post_init__(**kwargs)
+        _check_fields(self)
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "SegmentAnythingModelConfig":
+        """Configuration of a named model, with some fields replaced.
+
+        Args:
+            name: One of `list_presets()`.
+            overrides: Fields of the configuration to replace.
+
+        Raises:
+            ValueError: The name is unknown, or an override contradicts the rest.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"Unknown preset {name!r}. The presets are {_listing(PRESETS)}.")
+        return cls(**{"name": name, **PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SegmentAnythingModelConfig":
+        """Configuration from a dictionary, with fields replaced by keyword.
+
+        The base class assigns such keywords to the finished object, past every check. Here they
+        take part in its making.
+        """
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.__annotations__}
+        return super().from_dict({**config_dict, **fields}, **kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Dictionary of the configuration for a preset's name, a folder or a Hub repository.
+
+        The configuration of a Hugging Face SAM repository (`model_type` "sam") comes back in our
+        fields.
+        """
+        from .checkpoints import config_fields_from_huggingface
+
+        if str(pretrained_model_name_or_path) in PRESETS:
+            name = str(pretrained_model_name_or_path)
+            return cls.from_preset(name).to_dict(), kwargs
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == "sam":
+            config_dict = config_fields_from_huggingface(config_dict)
+        return config_dict, kwargs
+
+    def grid_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Spatial size (H'', W'') of the image embeddings for an input size.
+
+        Args:
+            input_size: Size (H, W) in pixels, by default the configuration's.
+        """
+        height, width = input_size or self.input_size
+        return height // self.encoder_patch_size, width // self.encoder_patch_size
+
+    def mask_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Size (H', W') of mask prompts and low-resolution logits for an input size.
+
+        Args:
+            input_size: Size (H, W) in pixels, by default the configuration's.
+        """
+        grid_h, grid_w = self.grid_size(input_size)
+        return MASK_UPSCALING * grid_h, MASK_UPSCALING * grid_w
+
+    @property
+    def channel_mean(self) -> tuple[float, ...]:
+        """Mean of each of the C channels: `mean`, repeated in order as often as needed."""
+        return _cycled(self.mean, self.in_channels)
+
+    @property
+    def channel_std(self) -> tuple[float, ...]:
+        """Standard deviation of each of the C channels."""
+        return _cycled(self.std, self.in_channels)
+
+
+def _cycled(values: tuple[float, ...], length: int) -> tuple[float, ...]:
+    return tuple(values[index % len(values)] for index in range(length))
+
+
+def _listing(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _as_tuple(field: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{field} must be a tuple of numbers, got {value!r}.")
+    return tuple(value)
+
+
+_POSITIVE_FIELDS = (
+    "in_channels",
+    "embed_dim",
+    "nb_multimask_outputs",
+    "encoder_patch_size",
+    "encoder_embed_dim",
+    "encoder_nb_blocks",
+    "encoder_nb_heads",
+    "prompt_mask_hidden_dim",
+    "decoder_nb_blocks",
+    "decoder_nb_heads",
+    "decoder_mlp_channels",
+    "decoder_iou_head_depth",
+    "decoder_iou_hidden_dim",
+)
+_RATE_FIELDS = ("encoder_drop_rate", "encoder_attn_drop_rate", "encoder_drop_path_rate")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_fields(config: SegmentAnythingModelConfig) -> None:
+    for field in _POSITIVE_FIELDS:
+        value = getattr(config, field)
+        if not _is_integer(value):
+            raise TypeError(f"{field} must be an integer, got {value!r}.")
+        if value < 1:
+            raise ValueError(f"{field} must be at least 1, got {value}.")
+    for field in _RATE_FIELDS:
+        if not 0.0 <= getattr(config, field) < 1.0:
+            raise ValueError(f"{field} must lie in [0, 1), got {getattr(config, field)}.")
+    _check_named(config, "encoder_norm_layer", ENCODER_NORM_EPS)
+    _check_named(config, "encoder_act_layer", ENCODER_ACTIVATIONS)
+    _check_sizes(config)
+    _check_blocks(config)
+    _check_widths(config)
+    _check_channels(config)
+
+
+def _check_named(config: SegmentAnythingModelConfig, field: str, known: Any) -> None:
+    value = getattr(config, field)
+    if value not in known:
+        raise ValueError(f"Unknown {field} {value!r}. The names are {_listing(known)}.")
+
+
+def _check_sizes(config: SegmentAnythingModelConfig) -> None:
+    size, patch = config.input_size, config.encoder_patch_size
+    if len(size) != 2 or not all(_is_integer(side) and side > 0 for side in size):
+        raise ValueError(f"input_size must be two positive integers (height, width), got {size}.")
+    if any(side % patch for side in size):
+        raise ValueError(
+            f"input_size {size} must be a multiple of encoder_patch_size {patch} on both sides."
+        )
+
+
+def _check_blocks(config: SegmentAnythingModelConfig) -> None:
+    indices, count = config.encoder_global_attn_indices, config.encoder_nb_blocks
+    if not all(_is_integer(index) and 0 <= index < count for index in indices):
+        raise ValueError(
+            f"encoder_global_attn_indices must lie in 0..{count - 1} for {count} blocks, "
+            f"got {indices}."
+        )
+    if not _is_integer(config.encoder_window_size) or config.encoder_window_size < 0:
+        raise ValueError(
+            "encoder_window_size must be an integer, 0 (every block is global) or more, "
+            f"got {config.encoder_window_size!r}."
+        )
+    if config.encoder_mlp_ratio <= 0:
+        raise ValueError(f"encoder_mlp_ratio must be positive, got {config.encoder_mlp_ratio}.")
+
+
+def _check_widths(config: SegmentAnythingModelConfig) -> None:
+    divisors = (
+        ("encoder_embed_dim", "encoder_nb_heads", config.encoder_nb_heads),
+        ("embed_dim", "decoder_nb_heads times 2", DECODER_DOWNSAMPLING * config.decoder_nb_heads),
+        ("embed_dim", "8, the width of the upscaled embeddings", 8),
+        ("prompt_mask_hidden_dim", "4, the first layer's narrowing", 4),
+    )
+    for field, reason, divisor in divisors:
+        width = getattr(config, field)
+        if width % divisor:
+            raise ValueError(
+                f"{field} {width} must be a multiple of {divisor} ({reason}), "
+                f"the next one is {width + divisor - width % divisor}."
+            )
+
+
+def _check_channels(config: SegmentAnythingModelConfig) -> None:
+    lengths = {len(config.mean), len(config.std)}
+    if len(lengths) != 1 or not lengths <= {3, config.in_channels}:
+        raise ValueError(
+            f"mean and std need {config.in_channels} values each (or 3, repeated in order), "
+            f"got {len(config.mean)} and {len(config.std)}."
+        )
+    if min(config.std) <= 0:
+        raise ValueError(f"std must be positive in every channel, got {config.std}.")
