@@ -1,0 +1,469 @@
+"""Reads Segment Anything weights of any origin, as numpy knows them, for either framework.
+
+A checkpoint differs from a model of ours in three ways, each undone by a rule that stands here
+once: its names (`HUGGINGFACE_NAMES`), its configuration (`HUGGINGFACE_FIELDS`, or the shapes of
+its weights), and its sizes (`adapt_weights`). Our names are those of Meta's checkpoints.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from .configuration_segment_anything import (
+    ENCODER_NORM_EPS,
+    PRESETS,
+    SegmentAnythingModelConfig,
+    preset_repository,
+)
+from .mask_ops import bilinear_matrix
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+Weights = dict[str, Any]
+"""Names to arrays, of numpy or of PyTorch."""
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+_SAFETENSORS = "model.safetensors"
+_SAFETENSORS_INDEX = "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
+
+# ---------------------------------------------------------------------------------------- names
+
+HUGGINGFACE_NAMES: tuple[tuple[str, str], ...] = (
+    (
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "shared_image_embedding.positional_embedding",
+    ),
+    ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
+    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
+    ("image_encoder.blocks.{}.norm1", "vision_encoder.layers.{}.layer_norm1"),
+    ("image_encoder.blocks.{}.norm2", "vision_encoder.layers.{}.layer_norm2"),
+    ("image_encoder.blocks.{}", "vision_encoder.layers.{}"),
+    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
+    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
+    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
+    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
+    ("prompt_encoder.point_embeddings", "prompt_encoder.point_embed"),
+    ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
+    ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
+    ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
+    ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
+    ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
+    *(
+        (
+            f"mask_decoder.transformer.layers.{{}}.norm{i}",
+            f"mask_decoder.transformer.layers.{{}}.layer_norm{i}",
+        )
+        for i in range(1, 5)
+    ),
+    (
+        "mask_decoder.transformer.norm_final_attn",
+        "mask_decoder.transformer.layer_norm_final_attn",
+    ),
+    ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
+    ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
+    ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
+)
+"""Our prefixes and those of transformers' SamModel; `{}` stands for the same number in both.
+
+The first pair that fits a name renames it; what no pair fits has the same name in both.
+"""
+
+_HUGGINGFACE_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"
+"""A second name of the position encoding in transformers' SamModel, tied to the first."""
+
+
+def huggingface_names(iou_head_depth: int) -> tuple[tuple[str, str], ...]:
+    """Pairs of our and transformers' prefixes for a model.
+
+    The layers of the small perceptrons are numbered from the first in our names; transformers
+    names the first and the last apart and numbers those between from 0.
+
+    Args:
+        iou_head_depth: Number of layers of the head that predicts the masks' quality.
+    """
+    perceptrons = (
+        ("mask_decoder.output_hypernetworks_mlps.{}", 3),
+        ("mask_decoder.iou_prediction_head", iou_head_depth),
+    )
+    pairs = []
+    for name, depth in perceptrons:
+        theirs = ["proj_in", *(f"layers.{i}" for i in range(depth - 2)), "proj_out"]
+        pairs += [(f"{name}.layers.{i}", f"{name}.{layer}") for i, layer in enumerate(theirs)]
+    return (*pairs, *HUGGINGFACE_NAMES)
+
+
+def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """The name with its prefix replaced by the first pair whose left side fits whole parts of it.
+
+    Args:
+        name: Dotted name of a weight.
+        pairs: Prefixes before and after; `{}` stands for a number that is kept.
+    """
+    for before, after in pairs:
+        pattern = re.escape(before).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"
+        match = re.match(pattern, name)
+        if match:
+            return after.format(*match.groups()) + name[match.end() :]
+    return name
+
+
+def from_huggingface(weights: Mapping[str, Any]) -> Weights:
+    """Weights of transformers' SamModel under our names."""
+    layers = {name for name in weights if "iou_prediction_head" in name and "weight" in name}
+    pairs = [(theirs, ours) for ours, theirs in huggingface_names(len(layers))]
+    kept = {name: array for name, array in weights.items() if name != _HUGGINGFACE_DUPLICATE}
+    return {rename(name, pairs): array for name, array in kept.items()}
+
+
+def to_huggingface(weights: Mapping[str, Any]) -> Weights:
+    """Our weights under the names of transformers' SamModel."""
+    layers = {name for name in weights if "iou_prediction_head" in name and "weight" in name}
+    pairs = huggingface_names(len(layers))
+    return {rename(name, pairs): array for name, array in weights.items()}
+
+
+# ------------------------------------------------------------------------------- configurations
+
+HUGGINGFACE_FIELDS: tuple[tuple[str, str, str], ...] = (
+    ("in_channels", "vision_config", "num_channels"),
+    ("embed_dim", "vision_config", "output_channels"),
+    ("nb_multimask_outputs", "mask_decoder_config", "num_multimask_outputs"),
+    ("encoder_patch_size", "vision_config", "patch_size"),
+    ("encoder_embed_dim", "vision_config", "hidden_size"),
+    ("encoder_nb_blocks", "vision_config", "num_hidden_layers"),
+    ("encoder_nb_heads", "vision_config", "num_attention_heads"),
+    ("encoder_mlp_ratio", "vision_config", "mlp_ratio"),
+    ("encoder_attn_drop_rate", "vision_config", "attention_dropout"),
+    ("encoder_act_layer", "vision_config", "hidden_act"),
+    ("encoder_qkv_bias", "vision_config", "qkv_bias"),
+    ("encoder_global_attn_indices", "vision_config", "global_attn_indexes"),
+    ("encoder_window_size", "vision_config", "window_size"),
+    ("prompt_mask_hidden_dim", "prompt_encoder_config", "mask_input_channels"),
+    ("decoder_nb_blocks", "mask_decoder_config", "num_hidden_layers"),
+    ("decoder_nb_heads", "mask_decoder_config", "num_attention_heads"),
+    ("decoder_mlp_channels", "mask_decoder_config", "mlp_dim"),
+    ("decoder_iou_head_depth", "mask_decoder_config", "iou_head_depth"),
+    ("decoder_iou_hidden_dim", "mask_decoder_config", "iou_head_hidden_dim"),
+)
+"""Our fields and where transformers' SamConfig keeps them; where it says nothing, ours holds."""
+
+
+def config_fields_from_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our configuration for the dictionary of a transformers SamConfig.
+
+    Raises:
+        ValueError: The configuration asks for what our model does not have.
+    """
+    fields: dict[str, Any] = {}
+    for ours, part, theirs in HUGGINGFACE_FIELDS:
+        value = (config.get(part) or {}).get(theirs)
+        if value is not None:
+            fields[ours] = value
+    vision = config.get("vision_config") or {}
+    for name in ("use_abs_pos", "use_rel_pos"):
+        if not vision.get(name, True):
+            raise ValueError(f"vision_config.{name} must be true, the model has no other form.")
+    size = vision.get("image_size")
+    if size is not None:
+        fields["input_size"] = (size, size) if isinstance(size, int) else tuple(size)
+    if vision.get("mlp_dim") and vision.get("hidden_size"):
+        fields["encoder_mlp_ratio"] = vision["mlp_dim"] / vision["hidden_size"]
+    if "layer_norm_eps" in vision:
+        fields["encoder_norm_layer"] = _norm_of_eps(vision["layer_norm_eps"])
+    return {**fields, "name": _preset_of(fields)}
+
+
+def _norm_of_eps(eps: float) -> str:
+    names = [name for name, value in ENCODER_NORM_EPS.items() if value == eps]
+    if not names:
+        raise ValueError(
+            f"vision_config.layer_norm_eps must be one of {set(ENCODER_NORM_EPS.values())}, "
+            f"got {eps}."
+        )
+    return names[-1]
+
+
+def _preset_of(fields: Mapping[str, Any]) -> str:
+    """Name of the preset that has these widths and depths, or nothing."""
+    telling = ("embed_dim", "encoder_embed_dim", "encoder_nb_blocks", "encoder_nb_heads")
+    for name in PRESETS:
+        config = SegmentAnythingModelConfig.from_preset(name)
+        if all(fields.get(field) == getattr(config, field) for field in telling):
+            return name
+    return ""
+
+
+def config_fields_from_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our configuration that the shapes of weights under our names tell.
+
+    The number of the decoder's heads leaves no trace in the shapes: it is the default, as in all
+    of Meta's models.
+
+    Raises:
+        ValueError: These are not the weights of a Segment Anything model.
+    """
+    try:
+        return _fields_from_shapes({name: tuple(w.shape) for name, w in weights.items()})
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"These are not the weights of a Segment Anything model: {error} is missing among "
+            f"{len(weights)} names such as {sorted(weights)[:3]}."
+        ) from error
+
+
+def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    width, channels, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
+    _, grid_h, grid_w, _ = shapes["image_encoder.pos_embed"]
+    blocks = _count(shapes, "image_encoder.blocks")
+    block = "image_encoder.blocks.{}.attn.rel_pos_h"
+    tables = [shapes[block.format(i)] for i in range(blocks)]
+    windows = {length for length, _ in tables if length != 2 * grid_h - 1}
+    fields = {
+        "in_channels": channels,
+        "input_size": (grid_h * patch, grid_w * patch),
+        "embed_dim": shapes["image_encoder.neck.0.weight"][0],
+        "nb_multimask_outputs": shapes["mask_decoder.mask_tokens.weight"][0] - 1,
+        "encoder_patch_size": patch,
+        "encoder_embed_dim": width,
+        "encoder_nb_blocks": blocks,
+        "encoder_nb_heads": width // tables[0][1],
+        "encoder_mlp_ratio": shapes["image_encoder.blocks.0.mlp.lin1.weight"][0] / width,
+        "encoder_qkv_bias": "image_encoder.blocks.0.attn.qkv.bias" in shapes,
+        "encoder_global_attn_indices": tuple(
+            i for i, (length, _) in enumerate(tables) if length == 2 * grid_h - 1
+        ),
+        "encoder_window_size": (windows.pop() + 1) // 2 if windows else 0,
+        "prompt_mask_hidden_dim": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
+        "decoder_nb_blocks": _count(shapes, "mask_decoder.transformer.layers"),
+        "decoder_mlp_channels": shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
+        "decoder_iou_head_depth": _count(shapes, "mask_decoder.iou_prediction_head.layers"),
+        "decoder_iou_hidden_dim": shapes["mask_decoder.iou_prediction_head.layers.0.weight"][0],
+    }
+    return {**fields, "name": _preset_of(fields)}
+
+
+def _count(names: Iterable[str], prefix: str) -> int:
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for match in map(pattern.match, names) if match})
+
+
+# ---------------------------------------------------------------------------------------- sizes
+
+
+def adapt_weights(weights: Weights, config: SegmentAnythingModelConfig) -> Weights:
+    """Weights under our names, fitted to another number of channels or another input size.
+
+    `first_conv` is folded to one channel by a sum over the old ones, and repeated to more (scaled,
+    so that a grey image gives what it gave before). `pos_embed` and the relative positions of
+    global blocks are resampled linearly. What fits stays as it is, the very same array.
+
+    Args:
+        weights: Names to arrays; left unchanged.
+        config: What the model will be.
+    """
+    adapted = dict(weights)
+    first_conv = config.first_conv.replace("/", ".") + ".weight"
+    if first_conv in weights:
+        adapted[first_conv] = _adapt_channels(weights[first_conv], config.in_channels)
+    grid_h, grid_w = config.grid_size()
+    if "image_encoder.pos_embed" in weights:
+        positions = weights["image_encoder.pos_embed"]
+        positions = _resample_axis(positions, 1, grid_h)
+        adapted["image_encoder.pos_embed"] = _resample_axis(positions, 2, grid_w)
+    for block in range(config.encoder_nb_blocks):
+        if config.encoder_window_size and block not in config.encoder_global_attn_indices:
+            continue
+        for axis, side in (("h", grid_h), ("w", grid_w)):
+            name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
+            if name in weights:
+                adapted[name] = _resample_axis(weights[name], 0, 2 * side - 1)
+    return adapted
+
+
+def _adapt_channels(kernel: Any, channels: int) -> Any:
+    """A convolution kernel (out, in, h, w) for another number of input channels."""
+    given = kernel.shape[1]
+    if given == channels:
+        return kernel
+    array = _to_numpy(kernel)
+    if channels == 1:
+        return _like(array.sum(1, keepdims=True), kernel)
+    repeated = array[:, [channel % given for channel in range(channels)]]
+    return _like(repeated * (given / channels), kernel)
+
+
+def _resample_axis(array: Any, axis: int, length: int) -> Any:
+    if array.shape[axis] == length:
+        return array
+    matrix = bilinear_matrix(array.shape[axis], length)
+    resampled = np.moveaxis(np.tensordot(matrix, _to_numpy(array), (1, axis)), 0, axis)
+    return _like(resampled, array)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    """As float32 in numpy, which does not know bfloat16."""
+    return array.astype(np.float32) if isinstance(array, np.ndarray) else array.float().numpy()
+
+
+def _like(array: np.ndarray, model: Any) -> Any:
+    """As an array of the model's framework and type."""
+    if isinstance(model, np.ndarray):
+        return np.ascontiguousarray(array, dtype=model.dtype)
+    return model.new_tensor(np.ascontiguousarray(array))
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def load_checkpoint(
+    source: str | os.PathLike[str],
+    config_class: type[SegmentAnythingModelConfig],
+    config: SegmentAnythingModelConfig | str | os.PathLike[str] | None,
+    options: dict[str, Any],
+    framework: str = "pt",
+) -> tuple[SegmentAnythingModelConfig, Weights, dict[str, Any]]:
+    """Configuration and weights, under our names and in the configuration's sizes.
+
+    Args:
+        source: A preset's name, a folder, a Hub repository, or a file of weights.
+        config_class: Class of the configuration.
+        config: The configuration to use instead of the checkpoint's, or where to find it.
+        options: Options of the Hub, fields of the configuration to replace, and others.
+        framework: "pt" for PyTorch tensors, "np" for numpy arrays.
+
+    Returns:
+        The configuration, the weights, and the options that were none of ours.
+
+    Raises:
+        OSError: The source does not exist or cannot be read.
+        ValueError: The file does not hold a Segment Anything model.
+    """
+    location = _locate(str(source))
+    hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    if os.path.isfile(location):
+        weights = _under_our_names(read_weights([location], framework))
+    else:
+        weights = _under_our_names(read_weights(_weight_files(location, hub), framework))
+    if isinstance(config, SegmentAnythingModelConfig):
+        return config, adapt_weights(weights, config), options
+    if config is None and os.path.isfile(location):
+        fields = config_fields_from_weights(weights)
+        made, options = config_class.from_dict(fields, return_unused_kwargs=True, **options)
+    else:
+        origin = str(source if config is None else config)
+        made, options = config_class.from_pretrained(
+            origin, return_unused_kwargs=True, **hub, **options
+        )
+    return made, adapt_weights(weights, made), options
+
+
+def _locate(source: str) -> str:
+    """Folder, file or repository that a name stands for."""
+    if source not in PRESETS or os.path.isdir(source):
+        return source
+    return preset_repository(source) or str(WEIGHTS_FOLDER / source)
+
+
+def _under_our_names(weights: Weights) -> Weights:
+    if any(name.startswith("vision_encoder.") for name in weights):
+        return from_huggingface(weights)
+    return weights
+
+
+def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
+    """Local paths of a folder's or repository's weights, one path a shard."""
+    optional = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_gated_repo": True,
+    }
+    for name in (_SAFETENSORS, _SAFETENSORS_INDEX, _PICKLE):
+        path = cached_file(location, name, **hub, **optional)
+        if path is None:
+            continue
+        if name == _SAFETENSORS_INDEX:
+            return get_checkpoint_shard_files(location, path, **hub)[0]
+        return [path]
+    raise OSError(
+        f"{location} has no {_SAFETENSORS}, {_SAFETENSORS_INDEX} or {_PICKLE}. Give a folder that "
+        "save_pretrained has written, a Hub repository, a .pth file, or one of the presets "
+        f"{', '.join(PRESETS)}."
+    )
+
+
+def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt") -> Weights:
+    """Weights of some files, safetensors or PyTorch's, whatever their names.
+
+    A PyTorch file is read without running anything that it might contain.
+
+    Args:
+        paths: The files, shards of one model.
+        framework: "pt" for PyTorch tensors, "np" for numpy arrays.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A PyTorch file does not hold weights.
+        ImportError: A PyTorch file, but PyTorch is not installed.
+    """
+    weights: Weights = {}
+    for path in paths:
+        if str(path).endswith(".safetensors"):
+            weights.update(_read_safetensors(path, framework))
+        else:
+            weights.update(_read_pickle(path, framework))
+    return weights
+
+
+def _read_safetensors(path: str | os.PathLike[str], framework: str) -> Weights:
+    try:
+        with safe_open(path, framework=framework) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise OSError(
+            f"{path} is not a safetensors file, or is cut off: {error}. Download it again."
+        ) from error
+
+
+def _read_pickle(path: str | os.PathLike[str], framework: str) -> Weights:
+    if torch is None:
+        raise ImportError(
+            f"{path} is a PyTorch file and PyTorch is not installed. Convert it where it is: "
+            "SegmentAnythingModel.from_pretrained(path).save_pretrained(folder)."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        raise OSError(
+            f"{path} cannot be read as PyTorch weights; nothing of it was run. "
+            f"It is damaged, or holds more than tensors ({type(error).__name__})."
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(
+        isinstance(w, torch.Tensor) for w in state.values()
+    ):
+        raise ValueError(f"{path} holds no dictionary of tensors, but {type(state).__name__}.")
+    weights = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return weights if framework == "pt" else {n: _to_numpy(w) for n, w in weights.items()}

@@ -1,0 +1,403 @@
+"""Masks, boxes, run lengths and crops in numpy, shared by everything that handles SAM's output.
+
+No framework is needed: the PyTorch model, the TensorFlow model and the exported graphs all meet
+here. Boxes are (left, top, right, bottom) and points (x, y) unless a name says otherwise.
+
+The rules (which pixel a box ends on, what counts as stable, how crops overlap) are those of
+"Segment Anything" (arXiv:2304.02643, appendix B) and its published implementation, so that results
+can be compared with it mask for mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+try:
+    from scipy import ndimage, sparse
+except ImportError:
+    ndimage = sparse = None
+
+RLE = dict[str, Any]
+
+
+@lru_cache(maxsize=8)
+def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
+    """The matrix that resamples one axis linearly: `matrix @ column` is the resized column.
+
+    Pixel centres lie at half integers and no antialiasing is done, as in
+    `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`. Because resampling is
+    linear, resizing twice is the product of two such matrices, and cutting away padding in between
+    is a selection of rows of the first.
+
+    Returns a read-only (target_length, source_length) float32 array whose rows sum to 1. Raises
+    ValueError if a length is below 1.
+    """
+    if source_length < 1 or target_length < 1:
+        raise ValueError(
+            f"Both lengths must be at least 1, got {source_length} and {target_length}."
+        )
+    # torch computes the position in float32 with one rounding. Its rounding error is visible
+    # after thresholding, so the same steps are taken here: float64 holds the product exactly.
+    scale = np.float64(np.float32(source_length) / np.float32(target_length))
+    position = (scale * (np.arange(target_length) + 0.5) - 0.5).astype(np.float32)
+    position = np.maximum(position, np.float32(0))
+    lower = np.minimum(position.astype(np.int64), source_length - 1)
+    upper = np.minimum(lower + 1, source_length - 1)
+    fraction = position - lower.astype(np.float32)
+
+    rows = np.arange(target_length)
+    matrix = np.zeros((target_length, source_length), np.float32)
+    matrix[rows, lower] += 1 - fraction
+    matrix[rows, upper] += fraction
+    matrix.setflags(write=False)  # the cache hands the same array to every caller
+    return matrix
+
+
+def resample(arrays: np.ndarray, matrix_y: np.ndarray, matrix_x: np.ndarray) -> np.ndarray:
+    """Arrays of shape (..., H, W) resampled to (..., h, w) by an (h, H) and a (w, W) matrix.
+
+    The numbers must be finite: a NaN or an infinity spreads over its whole row and column.
+    """
+    return matrix_y @ (arrays @ matrix_x.T)
+
+
+@lru_cache(maxsize=8)
+def _upscaling_matrix(
+    mask_length: int, input_length: int, image_length: int, original_length: int
+) -> Any:
+    to_input = bilinear_matrix(mask_length, input_length)
+    matrix = bilinear_matrix(image_length, original_length) @ to_input[:image_length]
+    # Each row has at most four numbers, so a sparse product takes a quarter of the time.
+    return matrix if sparse is None else sparse.csr_array(matrix)
+
+
+def upscale_masks(
+    mask_logits: np.ndarray,
+    input_hw: tuple[int, int],
+    image_hw: tuple[int, int],
+    original_hw: tuple[int, int],
+) -> np.ndarray:
+    """Low-resolution logits (n, H', W') at the size of the original image, (n, H0, W0) float32.
+
+    They are resized to the model's input, its padding is cut off, and what is left is resized to
+    the original image. All of this is linear, so that it is one matrix an axis, and the large
+    padded logits never exist.
+
+    Takes the logits, the size (H, W) of the model's input, the part of it that the image fills,
+    and the image's own size. The result is a view whose memory runs down the columns, in the order
+    of run lengths.
+    """
+    count, height, width = mask_logits.shape
+    matrix_y, matrix_x = map(_upscaling_matrix, (height, width), input_hw, image_hw, original_hw)
+    by_row = np.asarray(mask_logits, np.float32).swapaxes(0, 1).reshape(height, count * width)
+    rows = (matrix_y @ by_row).reshape(original_hw[0], count, width)  # (H0, n, W')
+    by_column = rows.transpose(2, 1, 0).reshape(width, count * original_hw[0])
+    columns = (matrix_x @ by_column).reshape(original_hw[1], count, original_hw[0])
+    return columns.transpose(1, 2, 0)
+
+
+def resize_bilinear(arrays: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Arrays (..., H, W) resized linearly to `size_hw` without antialiasing, float32.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` up to rounding,
+    for any leading axes. An array that has the size keeps its values. Raises ValueError for fewer
+    than two axes, or a size below 1.
+    """
+    arrays = np.asarray(arrays, dtype=np.float32)
+    if arrays.ndim < 2:
+        raise ValueError(f"Expected an array of shape (..., H, W), got shape {arrays.shape}.")
+    height, width = int(size_hw[0]), int(size_hw[1])
+    if arrays.shape[-2:] == (height, width):
+        return arrays
+    matrix_y = bilinear_matrix(arrays.shape[-2], height)
+    return resample(arrays, matrix_y, bilinear_matrix(arrays.shape[-1], width))
+
+
+def masks_to_boxes(masks: np.ndarray) -> np.ndarray:
+    """The smallest box around each mask, in inclusive pixel indices; zeros for an empty mask.
+
+    Takes (..., H, W) bool, returns (..., 4) int64: first column and row, last column and row.
+    """
+    masks = np.asarray(masks, dtype=bool)
+    height, width = masks.shape[-2:]
+    if height == 0 or width == 0:
+        return np.zeros((*masks.shape[:-2], 4), np.int64)
+    columns = np.asarray(masks.any(axis=-2))
+    rows = np.asarray(masks.any(axis=-1))
+    right = width - 1 - columns[..., ::-1].argmax(axis=-1)
+    bottom = height - 1 - rows[..., ::-1].argmax(axis=-1)
+    boxes = np.stack([columns.argmax(axis=-1), rows.argmax(axis=-1), right, bottom], axis=-1)
+    return np.where(columns.any(axis=-1, keepdims=True), boxes, 0).astype(np.int64)
+
+
+def stability_scores(mask_logits: np.ndarray, mask_threshold: float, offset: float) -> np.ndarray:
+    """How little each mask changes when its threshold moves: the IoU of a strict and a lax mask.
+
+    Takes logits (..., H, W), the threshold that makes the mask, and how far it is moved up and
+    down. Returns (...,) float32 in [0, 1].
+    """
+    # The strict mask lies inside the lax one, so two counts are the intersection and the union.
+    strict = np.count_nonzero(mask_logits > mask_threshold + offset, axis=(-2, -1))
+    lax = np.count_nonzero(mask_logits > mask_threshold - offset, axis=(-2, -1))
+    # Meta's code gives NaN when both are empty. A mask with no pixel is of no use: 0.
+    return np.divide(strict, np.maximum(lax, 1), dtype=np.float32)
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Width times height of boxes, (..., 4) to (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box in one list with every box in another.
+
+    Takes (n, 4) and (m, 4), returns (n, m) float32; 0 where both boxes have no area.
+    """
+    boxes_a = np.asarray(boxes_a, np.float32).reshape(-1, 4)
+    boxes_b = np.asarray(boxes_b, np.float32).reshape(-1, 4)
+    top_left = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
+    bottom_right = np.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
+    extent = np.clip(bottom_right - top_left, 0, None)
+    intersection = extent[..., 0] * extent[..., 1]
+    union = box_areas(boxes_a)[:, None] + box_areas(boxes_b)[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """Indices of the boxes that no better box overlaps by an IoU above the threshold.
+
+    Takes (n, 4) and (n,), returns (k,) int64 by falling score. Among equal scores the earlier box
+    wins. Raises ValueError if there is not one score for each box.
+    """
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != (len(boxes),):
+        raise ValueError(f"Expected one score for each of {len(boxes)} boxes, got {scores.shape}.")
+    waiting = np.argsort(-scores, kind="stable")
+    keep = []
+    while len(waiting):
+        best, waiting = waiting[0], waiting[1:]
+        keep.append(best)
+        overlap = box_iou(boxes[best], boxes[waiting])[0]
+        # A float64 threshold: numpy would round a plain float to float32 before comparing.
+        waiting = waiting[overlap <= np.float64(iou_threshold)]
+    return np.asarray(keep, np.int64)
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    pixels = mask.ravel(order="F")
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    lengths = np.diff(changes, prepend=0, append=pixels.size).tolist()
+    return [0, *lengths] if pixels[:1].any() else lengths
+
+
+def masks_to_rles(masks: np.ndarray) -> list[RLE]:
+    """Boolean masks, (n, H, W), as uncompressed run lengths in COCO's order.
+
+    Returns one `{"size": [H, W], "counts": [...]}` a mask. Runs go down the columns; the first
+    counts pixels outside the mask, and is 0 if the first pixel is inside.
+    """
+    masks = np.asarray(masks, dtype=bool)
+    return [{"size": list(mask.shape), "counts": _run_lengths(mask)} for mask in masks]
+
+
+# COCO's text form: every number is cut into groups of five bits, lowest first. A sixth bit says
+# that more groups follow; 48 is added to reach printable characters. From the fourth number on,
+# the difference from the number two places earlier is stored, which is small and may be negative.
+_GROUP_BITS, _GROUP, _SIGN, _MORE, _PRINTABLE = 5, 0x1F, 0x10, 0x20, 48
+
+
+def _compressed(counts: Sequence[int]) -> str:
+    characters = []
+    for index, count in enumerate(counts):
+        number, more = count - counts[index - 2] if index > 2 else count, True
+        while more:
+            group, number = number & _GROUP, number >> _GROUP_BITS
+            more = number != (-1 if group & _SIGN else 0)
+            characters.append(chr(_PRINTABLE + group + _MORE * more))
+    return "".join(characters)
+
+
+def _expanded(text: str) -> list[int]:
+    counts: list[int] = []
+    number = shift = 0
+    for character in text:
+        group = ord(character) - _PRINTABLE
+        number |= (group & _GROUP) << shift
+        shift += _GROUP_BITS
+        if not group & _MORE:
+            number -= 1 << shift if group & _SIGN else 0
+            counts.append(number + counts[-2] if len(counts) > 2 else number)
+            number = shift = 0
+    return counts
+
+
+def _counts(rle: Mapping[str, Any]) -> list[int]:
+    counts = rle["counts"]
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii")
+    return _expanded(counts) if isinstance(counts, str) else list(counts)
+
+
+def rle_to_mask(rle: Mapping[str, Any]) -> np.ndarray:
+    """The (H, W) boolean mask that run lengths describe.
+
+    Counts may be a list, or COCO's compressed text as str or bytes. Raises ValueError if they do
+    not add up to the size.
+    """
+    (height, width), counts = rle["size"], _counts(rle)
+    if sum(counts) != height * width or min(counts, default=0) < 0:
+        raise ValueError(
+            f"The run lengths must be non-negative and add up to {height} x {width} pixels, "
+            f"got a sum of {sum(counts)}."
+        )
+    inside = np.arange(len(counts)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(inside, counts).reshape(width, height).T)
+
+
+def rle_area(rle: Mapping[str, Any]) -> int:
+    """Number of pixels inside the mask that run lengths describe."""
+    return sum(_counts(rle)[1::2])
+
+
+def rle_to_coco(rle: Mapping[str, Any]) -> RLE:
+    """Run lengths, compressed or not, as COCO's `{"size": [H, W], "counts": text}` for JSON."""
+    return {"size": list(rle["size"]), "counts": _compressed(_counts(rle))}
+
+
+def point_grid(points_per_side: int) -> np.ndarray:
+    """A regular grid of points, each in the middle of its cell, row by row.
+
+    Returns (points_per_side ** 2, 2) float64, x and y in [0, 1]. Raises ValueError below 1 point.
+    """
+    if points_per_side < 1:
+        raise ValueError(f"A grid needs at least 1 point a side, got {points_per_side}.")
+    margin = 1 / (2 * points_per_side)
+    x_or_y = np.linspace(margin, 1 - margin, points_per_side)
+    y, x = np.meshgrid(x_or_y, x_or_y, indexing="ij")
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def point_grids(points_per_side: int, n_layers: int, downscale_factor: int) -> list[np.ndarray]:
+    """A `point_grid` for the whole image and one for each layer of crops.
+
+    Layer i has `points_per_side / downscale_factor**i` points a side. Raises ValueError if that
+    leaves a layer without points.
+    """
+    return [point_grid(int(points_per_side / downscale_factor**i)) for i in range(n_layers + 1)]
+
+
+def _crop_starts(length: int, n_crops: int, overlap: int) -> tuple[list[int], int]:
+    crop_length = math.ceil((overlap * (n_crops - 1) + length) / n_crops)
+    return [(crop_length - overlap) * i for i in range(n_crops)], crop_length
+
+
+def crop_boxes(
+    size_hw: tuple[int, int], n_layers: int, overlap_ratio: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The whole image, and layers of ever smaller overlapping crops that cover it.
+
+    Layer i has 2**i crops along each side, column by column. Where the image is so small that a
+    crop would be empty, that crop is left out.
+
+    Args:
+        size_hw: Height and width of the image.
+        n_layers: Layers of crops besides the whole image.
+        overlap_ratio: Overlap of the first layer's crops, as a share of the image's shorter side.
+
+    Returns:
+        The boxes, (C, 4) int64 with exclusive right and bottom, and the layer of each, (C,) int64.
+    """
+    height, width = size_hw
+    boxes, layers = [(0, 0, width, height)], [0]
+    for layer in range(1, n_layers + 1):
+        n_crops = 2**layer
+        overlap = int(overlap_ratio * min(height, width) * (2 / n_crops))
+        lefts, crop_width = _crop_starts(width, n_crops, overlap)
+        tops, crop_height = _crop_starts(height, n_crops, overlap)
+        for left, top in product(lefts, tops):
+            if left < width and top < height:
+                right, bottom = min(left + crop_width, width), min(top + crop_height, height)
+                boxes.append((left, top, right, bottom))
+                layers.append(layer)
+    return np.asarray(boxes, np.int64), np.asarray(layers, np.int64)
+
+
+def boxes_near_crop_edge(
+    boxes: np.ndarray,
+    crop_box: Sequence[int] | np.ndarray,
+    size_hw: tuple[int, int],
+    tolerance: float = 20.0,
+) -> np.ndarray:
+    """Whether each box touches an edge of its crop that is not an edge of the image.
+
+    Such a mask is probably cut off; another crop, or the whole image, sees all of it. Takes boxes
+    (n, 4) in pixels of the crop, the crop in pixels of the image, the image's size, and the
+    distance in pixels that still counts as touching. Returns (n,) bool.
+    """
+    crop = np.asarray(crop_box, np.float32)
+    image = np.asarray([0, 0, size_hw[1], size_hw[0]], np.float32)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4) + crop[[0, 1, 0, 1]]
+    at_crop_edge = np.abs(boxes - crop) <= tolerance
+    at_image_edge = np.abs(boxes - image) <= tolerance
+    return (at_crop_edge & ~at_image_edge).any(axis=1)
+
+
+def uncrop_masks(
+    masks: np.ndarray, crop_box: Sequence[int] | np.ndarray, size_hw: tuple[int, int]
+) -> np.ndarray:
+    """Masks of a crop, (n, h, w), placed in the whole image, (n, H, W), zero outside the crop.
+
+    `crop_box` is left, top, right, bottom of the crop in the image of size `size_hw`.
+    """
+    left, top, right, bottom = (int(edge) for edge in crop_box)
+    height, width = size_hw
+    if (left, top, right, bottom) == (0, 0, width, height):
+        return masks
+    return np.pad(masks, ((0, 0), (top, height - bottom), (left, width - right)))
+
+
+def require_scipy() -> None:
+    """Raises ImportError with what to install if `remove_small_regions` could not run."""
+    if ndimage is None:
+        raise ImportError("Removing small regions needs scipy: pip install scipy")
+
+
+def remove_small_regions(
+    mask: np.ndarray, area_threshold: float, mode: str
+) -> tuple[np.ndarray, bool]:
+    """The mask without its small holes or its small islands, and whether it changed.
+
+    Pixels that touch at a corner belong together. If every island is too small, the largest stays
+    (the first of them, row by row, if several are equally large).
+
+    Args:
+        mask: (H, W) bool.
+        area_threshold: Regions of fewer pixels are removed.
+        mode: "holes" or "islands".
+
+    Raises:
+        ImportError: If scipy is not installed.
+        ValueError: If `mode` is another word.
+    """
+    if mode not in ("holes", "islands"):
+        raise ValueError(f'mode must be "holes" or "islands", got {mode!r}.')
+    require_scipy()
+    mask = np.asarray(mask, dtype=bool)
+    regions, n_regions = ndimage.label(~mask if mode == "holes" else mask, np.ones((3, 3)))
+    areas = np.bincount(regions.ravel(), minlength=n_regions + 1)
+    is_small = areas < area_threshold
+    is_small[0] = False  # label 0 is everything else
+    if not is_small.any():
+        return mask, False
+    if mode == "holes":
+        return mask | is_small[regions], True
+    if is_small[1:].all():
+        is_small[1 + areas[1:].argmax()] = False
+    return mask & ~is_small[regions], True

@@ -1,0 +1,1089 @@
+"""Segment Anything in PyTorch, in the order in which data flows.
+
+Image encoder, prompt encoder, mask decoder, model. Parameters carry the names of the original
+checkpoints. Comments give shapes in the specification's letters: N images, P independent prompt
+sets of an image, T tokens of a prompt set, (H'', W'') the grid of image embeddings, L = H'' W'',
+D the embedding width, K masks.
+
+Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_segment_anything import (
+    DECODER_DOWNSAMPLING,
+    ENCODER_NORM_EPS,
+    MASK_UPSCALING,
+    SegmentAnythingModelConfig,
+)
+from .loss_segment_anything import segmentation_loss
+
+PADDING = -10
+"""Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda features: F.gelu(features, approximate="tanh"),
+    "hard_swish": F.hardswish,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+_BIAS_ELEMENTS = 1 << 24
+"""Largest relative-position bias that is built at once, in elements an image (64 MiB in fp32)."""
+
+
+@dataclass
+class SegmentAnythingOutput(ModelOutput):
+    """Masks that the model predicts.
+
+    Attributes:
+        loss: Scalar, with `labels` only.
+        iou_scores: (N, P, K) predicted quality of each mask, an estimate of its IoU.
+        pred_masks: (N, P, K, H', W') mask logits at low resolution, in the frame of the padded
+            input.
+        image_embeddings: (N, D, H'', W'') the embeddings that the masks were decoded from.
+    """
+
+    loss: Tensor | None = None
+    iou_scores: Tensor | None = None
+    pred_masks: Tensor | None = None
+    image_embeddings: Tensor | None = None
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of (N, C, H, W), with Meta's epsilon of 1e-6."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        """Starts as the identity after normalisation."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of mean 0 and variance 1 over the channels, then scaled and shifted."""
+        channels_last = features.permute(0, 2, 3, 1)
+        normalised = F.layer_norm(
+            channels_last, self.weight.shape, self.weight, self.bias, self.eps
+        )
+        return normalised.permute(0, 3, 1, 2)
+
+
+class Perceptron(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: Callable[[Tensor], Tensor], drop: float = 0.0
+    ) -> None:
+        """Maps `width` to `hidden` and back; `drop` acts after each layer in training."""
+        super().__init__()
+        self.lin1 = nn.Linear(width, hidden)
+        self.lin2 = nn.Linear(hidden, width)
+        self.activation = activation
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token on its own."""
+        return self.drop(self.lin2(self.drop(self.activation(self.lin1(x)))))
+
+
+# ------------------------------------------------------------------------------ image encoder
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    implementation: str | None,
+) -> Tensor:
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
+    if implementation != "eager":
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return F.dropout(weights, dropout) @ value
+
+
+def _relative_positions(table: Tensor, size: int) -> Tensor:
+    """Rows of a relative-position table for every query and key of an axis: (size, size, c).
+
+    A table made for another size is resampled linearly, as Meta's code does.
+    """
+    distances = 2 * size - 1
+    if table.shape[0] != distances:
+        resampled = F.interpolate(table.T[None].float(), distances, mode="linear")
+        table = resampled[0].T.to(table.dtype)
+    positions = torch.arange(size, device=table.device)
+    return table[positions[:, None] - positions[None, :] + (size - 1)]
+
+
+class EncoderAttention(nn.Module):
+    """Multi-head attention inside windows (or one window of the whole grid).
+
+    Relative positions add to the scores, decomposed by axis (arXiv:2112.01526).
+    """
+
+    def __init__(self, config: SegmentAnythingModelConfig, is_global: bool) -> None:
+        """Makes the tables of relative positions for the grid or for the window."""
+        super().__init__()
+        width = config.encoder_embed_dim
+        self.config = config
+        self.heads = config.encoder_nb_heads
+        self.window_size = 0 if is_global else config.encoder_window_size
+        self.drop_attention = config.encoder_attn_drop_rate
+        self.qkv = nn.Linear(width, 3 * width, bias=config.encoder_qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.drop = nn.Dropout(config.encoder_drop_rate)
+        window_h, window_w = self._window_hw(config.grid_size())
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * window_h - 1, width // self.heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * window_w - 1, width // self.heads))
+
+    def _window_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
+        return (self.window_size, self.window_size) if self.window_size else grid_hw
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mixes the tokens of each window: (N, H'', W'', C) to the same shape."""
+        grid_h, grid_w = tokens.shape[1:3]
+        window_hw = self._window_hw((grid_h, grid_w))
+        query, key, value = self._windows(self.qkv(tokens), window_hw)
+        mixed = self._mix(query, key, value, window_hw)  # (N * windows, heads, h * w, c)
+        mixed = self._grid(mixed, tokens.shape, window_hw)
+        return self.drop(self.proj(mixed[:, :grid_h, :grid_w]))
+
+    def _windows(self, qkv: Tensor, window_hw: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Queries, keys and values by window: three (N * windows, heads, h * w, c)."""
+        window_h, window_w = window_hw
+        qkv = self._pad(qkv, -qkv.shape[1] % window_h, -qkv.shape[2] % window_w)
+        split = qkv.unflatten(1, (-1, window_h)).unflatten(3, (-1, window_w))
+        split = split.unflatten(5, (3, self.heads, -1))
+        # (N, rows, h, columns, w, 3, heads, c) -> (3, N, rows, columns, heads, h, w, c)
+        split = split.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        return split.flatten(5, 6).flatten(1, 3).unbind(0)
+
+    def _pad(self, qkv: Tensor, pad_h: int, pad_w: int) -> Tensor:
+        """Completes the last windows with the projection of zeros, which is the bias.
+
+        Meta's code pads the tokens with zeros and projects them as well; the result is the same.
+        """
+        if not (pad_h or pad_w):
+            return qkv
+        padded = F.pad(qkv, (0, 0, 0, pad_w, 0, pad_h))
+        if self.qkv.bias is None:
+            return padded
+        is_padding = padded.new_ones(padded.shape[1:3], dtype=torch.bool)
+        is_padding[: qkv.shape[1], : qkv.shape[2]] = False
+        return torch.where(is_padding[..., None], self.qkv.bias, padded)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, window_hw: tuple[int, int]) -> Tensor:
+        """Attention with relative positions, for some rows of queries at a time.
+
+        The bias of all queries at once would be the largest tensor of the whole encoder.
+        """
+        window_h, window_w = window_hw
+        rows = query.unflatten(2, window_hw)  # (B, heads, h, w, c)
+        positions_h = _relative_positions(self.rel_pos_h, window_h).to(query.dtype)
+        positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
+        step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
+        dropout = self.drop_attention if self.training else 0.0
+        mixed = []
+        for start in range(0, window_h, step):
+            part = rows[:, :, start : start + step]
+            bias_h = torch.einsum("bnhwc,hkc->bnhwk", part, positions_h[start : start + step])
+            bias_w = torch.einsum("bnhwc,wkc->bnhwk", part, positions_w)
+            bias = bias_h[..., :, None] + bias_w[..., None, :]  # (B, heads, rows, w, h, w)
+            bias = bias.flatten(4, 5).flatten(2, 3)
+            implementation = self.config._attn_implementation
+            mixed.append(_attend(part.flatten(2, 3), key, value, bias, dropout, implementation))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+
+    def _grid(self, mixed: Tensor, shape: torch.Size, window_hw: tuple[int, int]) -> Tensor:
+        """Puts windows back side by side: (N, padded H'', padded W'', C)."""
+        window_h, window_w = window_hw
+        grid = mixed.unflatten(0, (shape[0], -(-shape[1] // window_h), -(-shape[2] // window_w)))
+        grid = grid.unflatten(4, window_hw)  # (N, rows, columns, heads, h, w, c)
+        return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+class EncoderBlock(GradientCheckpointingLayer):
+    """Attention and perceptron, each normalised before and added to its input."""
+
+    def __init__(self, config: SegmentAnythingModelConfig, index: int) -> None:
+        """Attends globally where the configuration lists `index`, else in windows."""
+        super().__init__()
+        width, eps = config.encoder_embed_dim, ENCODER_NORM_EPS[config.encoder_norm_layer]
+        is_global = index in config.encoder_global_attn_indices or not config.encoder_window_size
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = EncoderAttention(config, is_global)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Perceptron(
+            width,
+            int(width * config.encoder_mlp_ratio),
+            _ACTIVATIONS[config.encoder_act_layer],
+            config.encoder_drop_rate,
+        )
+        last = max(1, config.encoder_nb_blocks - 1)
+        self.drop_path_rate = config.encoder_drop_path_rate * index / last
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Refines the tokens: (N, H'', W'', C) to the same shape."""
+        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
+
+    def _drop_path(self, branch: Tensor) -> Tensor:
+        """Leaves the branch out for some images in training (arXiv:1603.09382)."""
+        if not self.training or self.drop_path_rate == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path_rate
+        kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) < keep
+        return branch * kept.to(branch.dtype) / keep
+
+
+class PatchEmbedding(nn.Module):
+    """One token for each patch of the image."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """A convolution whose kernel and stride are the patch size."""
+        super().__init__()
+        patch = config.encoder_patch_size
+        self.proj = nn.Conv2d(config.in_channels, config.encoder_embed_dim, patch, patch)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Tokens (N, H'', W'', C) of images (N, C, H, W)."""
+        return self.proj(pixel_values).permute(0, 2, 3, 1)
+
+
+class ImageEncoder(nn.Module):
+    """Vision transformer with windowed and global attention, and a convolutional neck."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Builds the blocks that the configuration describes."""
+        super().__init__()
+        width, depth = config.encoder_embed_dim, config.embed_dim
+        self.patch_embed = PatchEmbedding(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid_size(), width))
+        self.drop = nn.Dropout(config.encoder_drop_rate)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config, index) for index in range(config.encoder_nb_blocks)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(width, depth, kernel_size=1, bias=False),
+            LayerNorm2d(depth),
+            nn.Conv2d(depth, depth, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(depth),
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W)."""
+        tokens = self.patch_embed(pixel_values)
+        tokens = self.drop(tokens + self._positions(tokens.shape[1], tokens.shape[2]))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.neck(tokens.permute(0, 3, 1, 2))
+
+    def _positions(self, grid_h: int, grid_w: int) -> Tensor:
+        """Absolute positions, resampled bilinearly for a grid of another size."""
+        if self.pos_embed.shape[1:3] == (grid_h, grid_w):
+            return self.pos_embed
+        channels_first = self.pos_embed.permute(0, 3, 1, 2).float()
+        resampled = F.interpolate(channels_first, (grid_h, grid_w), mode="bilinear")
+        return resampled.permute(0, 2, 3, 1).to(self.pos_embed.dtype)
+
+
+# ----------------------------------------------------------------------------- prompt encoder
+
+
+class PositionEncoding(nn.Module):
+    """Random Fourier features of positions in the image (arXiv:2006.10739), always in float32."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Draws the frequencies: a (2, width / 2) matrix for x and y."""
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
+
+    def forward(self, points_xy: Tensor) -> Tensor:
+        """Encodings (..., D) of points (..., 2) in [0, 1], x before y."""
+        frequencies = self.positional_encoding_gaussian_matrix.float()
+        with torch.autocast(points_xy.device.type, enabled=False):
+            angles = 2.0 * math.pi * ((2.0 * points_xy.float() - 1.0) @ frequencies)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def of_grid(self, grid_h: int, grid_w: int) -> Tensor:
+        """Encodings (H'', W'', D) of the centres of a grid's cells."""
+        device = self.positional_encoding_gaussian_matrix.device
+        centres_y = (torch.arange(grid_h, device=device) + 0.5) / grid_h
+        centres_x = (torch.arange(grid_w, device=device) + 0.5) / grid_w
+        return self(torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1))
+
+
+class PromptEncoder(nn.Module):
+    """Embeds points and boxes as tokens and masks as a grid."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Makes one embedding for each kind of point: background, foreground, two corners."""
+        super().__init__()
+        width, hidden = config.embed_dim, config.prompt_mask_hidden_dim
+        self.pe_layer = PositionEncoding(width)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, width)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, hidden // 4, kernel_size=2, stride=2),
+            LayerNorm2d(hidden // 4),
+            nn.GELU(),
+            nn.Conv2d(hidden // 4, hidden, kernel_size=2, stride=2),
+            LayerNorm2d(hidden),
+            nn.GELU(),
+            nn.Conv2d(hidden, width, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, width)
+
+    def forward(
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        input_hw: tuple[int, int],
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Embeds the prompts of every prompt set.
+
+        Args:
+            points: (N, P, M1, 2) in pixels of the model input, or None.
+            labels: (N, P, M1), with points only.
+            boxes: (N, P, M2, 4), or None.
+            masks: (N, P or 1, M3, H', W') logits, or None; a mask of NaN does not exist.
+            input_hw: Size (H, W) of the model input.
+
+        Returns:
+            Tokens (N, P, M, D), None without points and boxes. Dense embeddings
+            (N, P or 1, D, H'' or 1, W'' or 1). Which tokens exist (N, P, M), None if all do.
+        """
+        tokens, exists = self._tokens(points, labels, boxes, input_hw)
+        dense = self.no_mask_embed.weight[None, None, 0, :, None, None]  # (1, 1, D, 1, 1)
+        if masks is not None:
+            dense = self._embed_masks(masks, dense)
+        return tokens, dense, exists
+
+    def _tokens(
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        input_hw: tuple[int, int],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of points and boxes; a set of points without a box ends in "not a point"."""
+        parts, existing = [], []
+        if points is not None and labels is not None:
+            is_point = labels != PADDING
+            lacks_box = is_point.any(-1, keepdim=True)
+            if boxes is not None:
+                lacks_box = lacks_box & ~_is_box(boxes).any(-1, keepdim=True)
+            nothing = self.not_a_point_embed.weight.expand(*labels.shape[:2], 1, -1)
+            parts += [self._embed_points(points, labels, input_hw), nothing]
+            existing += [is_point, lacks_box]
+        if boxes is not None:
+            parts.append(self._embed_boxes(boxes, input_hw))
+            existing.append(_is_box(boxes).repeat_interleave(2, dim=-1))
+        if not parts:
+            return None, None
+        exists = torch.cat(existing, dim=-1)
+        if not torch.compiler.is_compiling() and bool(exists.all()):
+            return torch.cat(parts, dim=2), None
+        return torch.cat(parts, dim=2), exists
+
+    def _embed_points(self, points: Tensor, labels: Tensor, input_hw: tuple[int, int]) -> Tensor:
+        """Tokens (N, P, M1, D): position and kind; -1 is a point without a position."""
+        background, foreground = self._kind(0), self._kind(1)
+        positions = self._encode(points, input_hw).to(foreground.dtype)
+        kinds = labels[..., None]
+        tokens = torch.where(kinds == 1, positions + foreground, positions)
+        tokens = torch.where(kinds == 0, positions + background, tokens)
+        return torch.where(kinds == -1, self.not_a_point_embed.weight, tokens)
+
+    def _embed_boxes(self, boxes: Tensor, input_hw: tuple[int, int]) -> Tensor:
+        """Tokens (N, P, 2 M2, D) of the left top and right bottom corners."""
+        kinds = torch.cat([self._kind(2), self._kind(3)])
+        corners = self._encode(boxes.unflatten(-1, (2, 2)), input_hw)  # (N, P, M2, 2, D)
+        return (corners.to(kinds.dtype) + kinds).flatten(2, 3)
+
+    def _kind(self, index: int) -> Tensor:
+        """Embedding (1, D) of a kind of point: background, foreground, left top, right bottom."""
+        return self.point_embeddings.get_parameter(f"{index}.weight")
+
+    def _encode(self, points_xy: Tensor, input_hw: tuple[int, int]) -> Tensor:
+        """Position encodings of pixels; half a pixel moves their corner to their centre."""
+        size_wh = torch.tensor(input_hw[::-1], device=points_xy.device, dtype=torch.float32)
+        return self.pe_layer((points_xy.float() + 0.5) / size_wh)
+
+    def _embed_masks(self, masks: Tensor, no_mask: Tensor) -> Tensor:
+        """Embeddings (N, P, D, H'', W''), summed over the masks of a prompt set."""
+        exists = ~masks[..., 0, 0].isnan()  # (N, P, M3)
+        logits = masks.nan_to_num().to(no_mask.dtype).flatten(0, 2)[:, None]
+        embeddings = self.mask_downscaling(logits).unflatten(0, masks.shape[:3])
+        embeddings = (embeddings * exists[..., None, None, None]).sum(2)
+        return torch.where(exists.any(-1)[..., None, None, None], embeddings, no_mask)
+
+
+def _is_box(boxes: Tensor) -> Tensor:
+    """Which boxes exist: (N, P, M2) of (N, P, M2, 4)."""
+    return (boxes != PADDING).any(-1)
+
+
+# ------------------------------------------------------------------------------- mask decoder
+
+
+class DecoderAttention(nn.Module):
+    """Multi-head attention whose inner width may be smaller than that of its input."""
+
+    def __init__(
+        self, config: SegmentAnythingModelConfig, downsampling: int = DECODER_DOWNSAMPLING
+    ) -> None:
+        """Projects to the embedding width over `downsampling`, and back."""
+        super().__init__()
+        width = config.embed_dim
+        self.config = config
+        self.heads = config.decoder_nb_heads
+        self.q_proj = nn.Linear(width, width // downsampling)
+        self.k_proj = nn.Linear(width, width // downsampling)
+        self.v_proj = nn.Linear(width, width // downsampling)
+        self.out_proj = nn.Linear(width // downsampling, width)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None
+    ) -> Tensor:
+        """Attends from queries to keys, for each prompt set.
+
+        Args:
+            query: (N, P or 1, Tq, D). One set attends for every set of the keys.
+            key: (N, P or 1, Tk, D). One set serves every set of the queries.
+            value: Like `key`.
+            exists: (N, P, Tk), False where a key is padding.
+
+        Returns:
+            (N, P, Tq, D).
+        """
+        heads = [
+            projection(tokens).unflatten(-1, (self.heads, -1)).transpose(2, 3)
+            for projection, tokens in (
+                (self.q_proj, query),
+                (self.k_proj, key),
+                (self.v_proj, value),
+            )
+        ]  # (N, P or 1, heads, T, c) each
+        images, sets = key.shape[0], max(query.shape[1], key.shape[1])
+        if key.shape[1] < sets:
+            mixed = self._serve_all(*heads)
+        else:
+            shape = (images, sets, *heads[0].shape[2:])
+            bias = None if exists is None else exists[:, :, None, None].flatten(0, 1)
+            mixed = _attend_existing(
+                heads[0].expand(shape).flatten(0, 1),
+                heads[1].flatten(0, 1),
+                heads[2].flatten(0, 1),
+                bias,
+                self.config._attn_implementation,
+            ).unflatten(0, (images, sets))
+        return self.out_proj(mixed.transpose(2, 3).flatten(3))
+
+    def _serve_all(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One set of keys for every set of queries: these line up as queries of one set."""
+        sets, count = query.shape[1], query.shape[3]
+        lined_up = query.transpose(1, 2).flatten(2, 3)  # (N, heads, P * Tq, c)
+        implementation = self.config._attn_implementation
+        mixed = _attend(lined_up, key[:, 0], value[:, 0], None, 0.0, implementation)
+        return mixed.unflatten(2, (sets, count)).transpose(1, 2)
+
+
+def _attend_existing(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    exists: Tensor | None,
+    implementation: str | None,
+) -> Tensor:
+    """Attention to the keys that exist; a boolean mask becomes a bias."""
+    if exists is None:
+        return _attend(query, key, value, None, 0.0, implementation)
+    hidden = torch.finfo(query.dtype).min
+    bias = torch.zeros_like(exists, dtype=query.dtype).masked_fill(~exists, hidden)
+    bias = bias.expand(-1, query.shape[1], query.shape[2], -1)
+    return _attend(query, key, value, bias, 0.0, implementation)
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens attend to themselves and to the image, then the image attends to the tokens."""
+
+    def __init__(self, config: SegmentAnythingModelConfig, is_first: bool) -> None:
+        """The first block's tokens are their own positions: it does not add them again."""
+        super().__init__()
+        width = config.embed_dim
+        self.self_attn = DecoderAttention(config, downsampling=1)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attn_token_to_image = DecoderAttention(config)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Perceptron(width, config.decoder_mlp_channels, F.relu)
+        self.norm3 = nn.LayerNorm(width)
+        self.norm4 = nn.LayerNorm(width)
+        self.cross_attn_image_to_token = DecoderAttention(config)
+        self.is_first = is_first
+
+    def forward(
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        token_positions: Tensor,
+        image_positions: Tensor,
+        exists: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Refines the tokens (N, P, T, D) and the image (N, P or 1, L, D), now one a set."""
+        if self.is_first:
+            tokens = self.self_attn(tokens, tokens, tokens, exists)
+        else:
+            placed = tokens + token_positions
+            tokens = tokens + self.self_attn(placed, placed, tokens, exists)
+        tokens = self.norm1(tokens)
+        placed_image = image + image_positions
+        attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        tokens = self.norm2(tokens + attended)
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        attended = self.cross_attn_image_to_token(
+            placed_image, tokens + token_positions, tokens, exists
+        )
+        return tokens, self.norm4(image + attended)
+
+
+class TwoWayTransformer(nn.Module):
+    """Lets the tokens of a prompt set and the image inform each other."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Builds the blocks, and the tokens' last look at the image."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayBlock(config, is_first=index == 0) for index in range(config.decoder_nb_blocks)
+        )
+        self.final_attn_token_to_image = DecoderAttention(config)
+        self.norm_final_attn = nn.LayerNorm(config.embed_dim)
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, image_positions: Tensor, exists: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (N, P, T, D) and image (N, P, L, D) after all blocks.
+
+        Args:
+            tokens: (N, P, T, D), output tokens and prompts.
+            image: (N, P or 1, L, D), one for all prompt sets where no mask tells them apart.
+            image_positions: (L, D) position encodings of the image.
+            exists: (N, P, T), False where a token is padding, or None.
+        """
+        positions = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, positions, image_positions, exists)
+        attended = self.final_attn_token_to_image(
+            tokens + positions, image + image_positions, image
+        )
+        return self.norm_final_attn(tokens + attended), image
+
+
+class LayeredPerceptron(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
+        """Maps `width` to `out` through `depth` layers."""
+        super().__init__()
+        widths = [width, *[hidden] * (depth - 1), out]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms the last axis."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class MaskDecoder(nn.Module):
+    """Predicts masks, and the quality of each, from image and prompts."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Makes one output token for each mask and one for their quality."""
+        super().__init__()
+        width, masks = config.embed_dim, config.nb_multimask_outputs + 1
+        self.transformer = TwoWayTransformer(config)
+        self.iou_token = nn.Embedding(1, width)
+        self.mask_tokens = nn.Embedding(masks, width)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(width, width // 4, kernel_size=2, stride=2),
+            LayerNorm2d(width // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 4, width // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            LayeredPerceptron(width, width, width // 8, 3) for _ in range(masks)
+        )
+        self.iou_prediction_head = LayeredPerceptron(
+            width, config.decoder_iou_hidden_dim, masks, config.decoder_iou_head_depth
+        )
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_positions: Tensor,
+        prompt_tokens: Tensor | None,
+        dense_embeddings: Tensor,
+        exists: Tensor | None,
+        selection: slice,
+    ) -> tuple[Tensor, Tensor]:
+        """Predicts the selected masks of every prompt set.
+
+        Args:
+            image_embeddings: (N, D, H'', W'').
+            image_positions: (H'', W'', D).
+            prompt_tokens: (N, P, M, D) or None.
+            dense_embeddings: (N or 1, P or 1, D, H'' or 1, W'' or 1).
+            exists: (N, P, M), False where a prompt is padding, or None.
+            selection: Which of the masks: 0 is the single one, the others are the multiple ones.
+
+        Returns:
+            Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
+        """
+        grid_hw = image_embeddings.shape[2:]
+        image = (image_embeddings[:, None] + dense_embeddings).flatten(3).transpose(2, 3)
+        outputs = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = outputs.expand(image.shape[0], image.shape[1], -1, -1)
+        if prompt_tokens is not None:
+            sets = prompt_tokens.shape[1]
+            tokens = torch.cat([tokens.expand(-1, sets, -1, -1), prompt_tokens], dim=2)
+        if exists is not None:
+            exists = F.pad(exists, (outputs.shape[0], 0), value=True)
+        positions = image_positions.flatten(0, 1).to(image.dtype)
+        tokens, image = self.transformer(tokens, image, positions, exists)
+        chosen = range(self.mask_tokens.num_embeddings)[selection]
+        logits = self._masks(tokens[:, :, 1:], image.unflatten(2, grid_hw), chosen)
+        return logits, self.iou_prediction_head(tokens[:, :, 0])[..., selection]
+
+    def _masks(self, mask_tokens: Tensor, image: Tensor, chosen: range) -> Tensor:
+        """Logits (N, P, K, H', W'): each mask's token weighs the upscaled image's channels."""
+        weights = torch.stack(
+            [self.output_hypernetworks_mlps[k](mask_tokens[:, :, k]) for k in chosen], dim=2
+        )  # (N, P, K, D / 8)
+        upscaled = self.output_upscaling(image.flatten(0, 1).permute(0, 3, 1, 2))
+        logits = weights.flatten(0, 1) @ upscaled.flatten(2)
+        return logits.unflatten(2, upscaled.shape[2:]).unflatten(0, image.shape[:2])
+
+
+# -------------------------------------------------------------------------------------- model
+
+
+class SegmentAnythingPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation, shared by all Segment Anything models."""
+
+    config: SegmentAnythingModelConfig
+    config_class = SegmentAnythingModelConfig
+    base_model_prefix = "segment_anything"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = {"EncoderBlock", "TwoWayBlock"}  # noqa: RUF012, as the base class has it
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"pe_layer"}  # noqa: RUF012
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Yes: every layer looks its implementation up in the configuration when it runs.
+
+        The base class guesses from the source whether transformers' own attention functions are
+        used, which know no bias that is made a few rows at a time.
+        """
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, LayerNorm2d)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PositionEncoding):
+            init.normal_(module.positional_encoding_gaussian_matrix)
+        elif isinstance(module, EncoderAttention):
+            init.zeros_(module.rel_pos_h)
+            init.zeros_(module.rel_pos_w)
+        elif isinstance(module, ImageEncoder):
+            init.zeros_(module.pos_embed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: SegmentAnythingModelConfig | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Model with the weights of a preset, a folder, a Hub repository or a Meta checkpoint.
+
+        Reads, whatever names and sizes the weights have: a preset ("sam_vit_t" lies inside the
+        package), a folder or Hub repository of ours or of transformers' SAM, a `.pth` file of
+        Meta's. `in_channels` and `input_size` may differ from the checkpoint's: the weights adapt.
+
+        Args:
+            pretrained_model_name_or_path: The preset's name, folder, repository or file.
+            model_args: Passed on to the class.
+            config: The configuration to use instead of the checkpoint's.
+            kwargs: Fields of the configuration to replace (such as `input_size`), and everything
+                that `PreTrainedModel.from_pretrained` takes (`dtype`, `revision`, `token`, ...).
+
+        Raises:
+            OSError: No such preset, file, folder or repository, or a file that cannot be read.
+            ValueError: The weights do not fit the model, each named with the shapes.
+        """
+        from .checkpoints import load_checkpoint
+
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        config, weights, kwargs = load_checkpoint(
+            pretrained_model_name_or_path, cls.config_class, config, kwargs
+        )
+        if not kwargs.get("ignore_mismatched_sizes"):
+            cls._check_weights(config, weights, str(pretrained_model_name_or_path))
+        model = super().from_pretrained(
+            None, *model_args, config=config, state_dict=weights, **kwargs
+        )
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.name_or_path = str(pretrained_model_name_or_path)
+        return model
+
+    @classmethod
+    def _check_weights(
+        cls, config: SegmentAnythingModelConfig, weights: dict[str, Tensor], source: str
+    ) -> None:
+        """Refuses weights of other shapes; names that are missing or too many only warn."""
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        if not expected.keys() & weights.keys():
+            raise ValueError(
+                f"{source} holds no weight of {cls.__name__}: its names are "
+                f"{sorted(weights)[:3]} and so on, expected {sorted(expected)[:3]} and so on."
+            )
+        wrong = [
+            f"{name} is {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} weights of {source} do not fit the configuration: "
+                f"{'; '.join(wrong)}. Load with the checkpoint's own configuration, or with "
+                "ignore_mismatched_sizes=True to start these from random values."
+            )
+
+
+class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
+    """Segment Anything: masks for points, boxes and masks in an image."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Builds the model that the configuration describes, with random weights."""
+        super().__init__(config)
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that turns an image into tokens."""
+        return self.image_encoder.patch_embed
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """One black image with one foreground point, of the shapes that `forward` takes."""
+        height, width = self.config.input_size
+        pixels = torch.zeros(1, self.config.in_channels, height, width, dtype=self.dtype)
+        point = torch.tensor([[[[width / 2, height / 2]]]])
+        inputs = {
+            "pixel_values": pixels,
+            "input_points": point,
+            "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
+        }
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    @property
+    def mask_threshold(self) -> float:
+        """Logits above it belong to the mask."""
+        return self.config.mask_threshold
+
+    def grid_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Spatial size (H'', W'') of the image embeddings.
+
+        Args:
+            input_size: Size (H, W) of the model input, by default the configuration's.
+        """
+        return self.config.grid_size(input_size)
+
+    def mask_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Spatial size (H', W') of mask prompts and of low-resolution logits.
+
+        Args:
+            input_size: Size (H, W) of the model input, by default the configuration's.
+        """
+        return self.config.mask_size(input_size)
+
+    def get_image_embeddings(self, pixel_values: Tensor) -> Tensor:
+        """Embeddings (N, D, H'', W'') of images, to be used again for any number of prompts.
+
+        Args:
+            pixel_values: (N, C, H, W) images, resized, normalised and padded.
+
+        Raises:
+            ValueError: The channels or the size are not the configuration's.
+        """
+        self._check_pixels(pixel_values)
+        dtype = self.image_encoder.patch_embed.proj.weight.dtype
+        return self.image_encoder(pixel_values.to(dtype))
+
+    def get_prompt_embeddings(
+        self,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        input_size: tuple[int, int] | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Embeddings of prompts: tokens (N, P, M, D) and a grid (N, P, D, H'', W'').
+
+        Without a mask the grid is (1, 1, D, 1, 1), to be broadcast; without points and boxes
+        there are no tokens. The prompts have the shapes that `forward` takes.
+
+        Args:
+            input_points: (N, P, M1, 2).
+            input_labels: (N, P, M1).
+            input_boxes: (N, P, 4) or (N, P, M2, 4).
+            input_masks: (N, 1, H', W') or (N, P, M3, H', W').
+            input_size: Size (H, W) that the coordinates refer to, by default the configuration's.
+        """
+        input_hw = input_size or self.config.input_size
+        prompts = _arrange_prompts(input_points, input_labels, input_boxes, input_masks)
+        return self.prompt_encoder(*prompts, input_hw)[:2]
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        image_embeddings: Tensor | None = None,
+        multimask_output: bool = True,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SegmentAnythingOutput | tuple[Tensor, ...]:
+        """Masks for every prompt set of every image.
+
+        Coordinates are pixels of the padded model input, as the processor returns them. Points,
+        boxes and masks of one prompt set describe one object together.
+
+        Args:
+            pixel_values: (N, C, H, W) images, resized, normalised and padded.
+            input_points: (N, P, M1, 2) points, x before y.
+            input_labels: (N, P, M1), 1 foreground, 0 background, -1 not a point, -10 padding; by
+                default all are foreground.
+            input_boxes: (N, P, 4), or (N, P, M2, 4) for M2 boxes that describe one object: left,
+                top, right, bottom. A box of four times -10 is padding.
+            input_masks: (N, 1, H', W') logits for all prompt sets of an image, or
+                (N, P, M3, H', W') whose embeddings are summed over M3. A mask of NaN is padding.
+            image_embeddings: (N, D, H'', W'') of `get_image_embeddings`, instead of
+                `pixel_values`.
+            multimask_output: True for K = `nb_multimask_outputs` nested masks a prompt set, False
+                for a single one.
+            labels: (N, P, h, w) true masks of the padded input at any resolution: boolean, or
+                values in [0, 1]; negative where the truth is not known. Adds the loss.
+            return_dict: False for a tuple.
+
+        Returns:
+            Logits, predicted qualities, image embeddings, and the loss if there are labels.
+
+        Raises:
+            ValueError: A shape does not fit; the message says what was expected.
+        """
+        if pixel_values is not None and image_embeddings is None:
+            image_embeddings = self.get_image_embeddings(pixel_values)
+        elif pixel_values is not None or image_embeddings is None:
+            raise ValueError("Give either pixel_values or image_embeddings, not both or neither.")
+        logits, scores = self.decode(
+            image_embeddings,
+            input_points,
+            input_labels,
+            input_boxes,
+            input_masks,
+            slice(1, None) if multimask_output else slice(0, 1),
+        )
+        loss = None
+        if labels is not None:
+            loss = segmentation_loss(logits, scores, labels, self.config.mask_threshold)
+        output = SegmentAnythingOutput(loss, scores, logits, image_embeddings)
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if use_dict else output.to_tuple()
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        selection: slice = slice(None),
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, P, K, H', W') and qualities (N, P, K) of the selected masks.
+
+        Args:
+            image_embeddings: (N, D, H'', W'').
+            input_points: As in `forward`, and so the other prompts.
+            input_labels: (N, P, M1).
+            input_boxes: (N, P, 4) or (N, P, M2, 4).
+            input_masks: (N, 1, H', W') or (N, P, M3, H', W').
+            selection: Which masks: 0 is the single one, the others the multiple ones, all of
+                them by default.
+        """
+        grid_h, grid_w = self._check_embeddings(image_embeddings)
+        patch = self.config.encoder_patch_size
+        prompts = _arrange_prompts(input_points, input_labels, input_boxes, input_masks)
+        self._check_prompts(image_embeddings, *prompts)
+        tokens, dense, exists = self.prompt_encoder(*prompts, (grid_h * patch, grid_w * patch))
+        positions = self.prompt_encoder.pe_layer.of_grid(grid_h, grid_w)
+        embeddings = image_embeddings.to(dense.dtype)
+        return self.mask_decoder(embeddings, positions, tokens, dense, exists, selection)
+
+    def _check_pixels(self, pixel_values: Tensor) -> None:
+        config = self.config
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.in_channels:
+            raise ValueError(
+                f"pixel_values must have the shape (N, {config.in_channels}, H, W), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        height, width = pixel_values.shape[2:]
+        if config.fixed_input_size and (height, width) != config.input_size:
+            raise ValueError(
+                f"This model takes images of {config.input_size} pixels, got {(height, width)}. "
+                "Use the image processor, or load the model with fixed_input_size=False."
+            )
+        if height % config.encoder_patch_size or width % config.encoder_patch_size:
+            raise ValueError(
+                f"Height and width must be multiples of the patch size "
+                f"{config.encoder_patch_size}, got {(height, width)}."
+            )
+
+    def _check_embeddings(self, image_embeddings: Tensor) -> tuple[int, int]:
+        config = self.config
+        if image_embeddings.ndim != 4 or image_embeddings.shape[1] != config.embed_dim:
+            raise ValueError(
+                f"image_embeddings must have the shape (N, {config.embed_dim}, H'', W''), "
+                f"got {tuple(image_embeddings.shape)}."
+            )
+        grid_hw = (image_embeddings.shape[2], image_embeddings.shape[3])
+        if config.fixed_input_size and grid_hw != config.grid_size():
+            raise ValueError(
+                f"image_embeddings must cover a grid of {config.grid_size()}, got {grid_hw}."
+            )
+        return grid_hw
+
+    def _check_prompts(
+        self,
+        image_embeddings: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> None:
+        """Every prompt has the images of the embeddings, and all agree on the prompt sets."""
+        prompts = {"input_points": points, "input_boxes": boxes, "input_masks": masks}
+        given = {name: prompt for name, prompt in prompts.items() if prompt is not None}
+        for name, prompt in given.items():
+            if prompt.shape[0] != image_embeddings.shape[0]:
+                raise ValueError(
+                    f"{name} has prompts of {prompt.shape[0]} images, "
+                    f"but there are {image_embeddings.shape[0]} images."
+                )
+        sets = {name: prompt.shape[1] for name, prompt in given.items()}
+        if sets.get("input_masks") == 1:  # one mask serves every prompt set
+            del sets["input_masks"]
+        first = next(iter(sets.values()), 1)
+        if any(count != first for count in sets.values()):
+            raise ValueError(f"The prompts disagree on the number of prompt sets P: {sets}.")
+        grid_h, grid_w = image_embeddings.shape[2:]
+        mask_hw = (MASK_UPSCALING * grid_h, MASK_UPSCALING * grid_w)
+        if masks is not None and tuple(masks.shape[3:]) != mask_hw:
+            raise ValueError(
+                f"input_masks must be logits of size {mask_hw}, got {tuple(masks.shape[3:])}. "
+                "SAMPredictor.preprocess_masks brings a mask of the image to this size."
+            )
+
+
+def _arrange_prompts(
+    points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Prompts with every axis of the contract; an empty prompt becomes None.
+
+    Raises:
+        ValueError: A shape is not one of those that `forward` takes.
+    """
+    points, labels = _arrange_points(points, labels)
+    if boxes is not None:
+        if boxes.ndim not in (3, 4) or boxes.shape[-1] != 4:
+            raise ValueError(
+                "input_boxes must have the shape (N, P, 4) or (N, P, M2, 4), "
+                f"got {tuple(boxes.shape)}."
+            )
+        boxes = boxes[:, :, None] if boxes.ndim == 3 else boxes
+        boxes = boxes if boxes.shape[1] and boxes.shape[2] else None
+    if masks is not None:
+        if masks.ndim not in (4, 5) or (masks.ndim == 4 and masks.shape[1] > 1):
+            raise ValueError(
+                "input_masks must have the shape (N, 1, H', W') or (N, P, M3, H', W'), "
+                f"got {tuple(masks.shape)}."
+            )
+        masks = masks[:, :, None] if masks.ndim == 4 else masks
+        masks = masks if masks.shape[1] and masks.shape[2] else None
+    return points, labels, boxes, masks
+
+
+def _arrange_points(
+    points: Tensor | None, labels: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    if points is None:
+        if labels is not None:
+            raise ValueError("input_labels need input_points: each label belongs to a point.")
+        return None, None
+    if points.ndim != 4 or points.shape[-1] != 2:
+        raise ValueError(
+            f"input_points must have the shape (N, P, M1, 2), got {tuple(points.shape)}."
+        )
+    if labels is None:
+        labels = torch.ones(points.shape[:-1], dtype=torch.long, device=points.device)
+    if labels.shape != points.shape[:-1]:
+        raise ValueError(
+            f"input_labels must have the shape {tuple(points.shape[:-1])}, one label a point, "
+            f"got {tuple(labels.shape)}."
+        )
+    return (points, labels) if points.shape[1] and points.shape[2] else (None, None)
