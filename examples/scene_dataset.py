@@ -1,0 +1,174 @@
+"""Training samples from rendered scenes: a random view, and a click and a box for some objects."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
+
+MIN_VISIBLE_PIXELS = 16
+"""Objects with fewer pixels in the view are background to the loss, but no prompts."""
+
+
+@dataclass
+class ViewOptions:
+    """How a view is cut out of a scene.
+
+    Attributes:
+        size: Side of the square model input, in pixels.
+        patch_size: Side of the model's patches.
+        objects: Number of objects that get prompts.
+        min_side: Smallest longer side of a view over the side of the scene.
+        box_noise: Standard deviation of a box's corners over the box's sides.
+    """
+
+    size: int = 256
+    patch_size: int = 16
+    objects: int = 6
+    min_side: float = 0.375
+    box_noise: float = 0.1
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks."""
+        return MASK_UPSCALING * self.size // self.patch_size
+
+
+class SceneDataset(Dataset[dict[str, np.ndarray]]):
+    """Views of the scenes in a folder of shards (see `examples/scenes/render.py`).
+
+    A sample depends on its index and the seed alone, so a resumed training sees what it would
+    have seen.
+    """
+
+    def __init__(
+        self, folders: list[Path], options: ViewOptions, length: int, seed: int = 0
+    ) -> None:
+        """Opens the finished shards of the folders without reading them.
+
+        Args:
+            folders: Folders with `images-*.npy` and `instances-*.npy`.
+            options: How views are cut.
+            length: Number of samples that indices may ask for.
+            seed: Makes another sequence of samples.
+
+        Raises:
+            FileNotFoundError: The folders have no finished shard.
+        """
+        names = sorted(path for folder in folders for path in folder.glob("images-*.npy"))
+        if not names:
+            raise FileNotFoundError(
+                f"No images-*.npy in {[str(folder) for folder in folders]}. "
+                "Render scenes first: python -m examples.scenes.render --help"
+            )
+        self.images = [np.load(path, mmap_mode="r") for path in names]
+        self.instances = [
+            np.load(path.with_name(path.name.replace("images", "instances")), mmap_mode="r")
+            for path in names
+        ]
+        self.starts = np.cumsum([0, *(len(shard) for shard in self.images)])
+        self.options, self.length, self.seed = options, length, seed
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.length
+
+    def scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (S, S, 3) and instance map (S, S) of a scene."""
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        offset = index - self.starts[shard]
+        return np.asarray(self.images[shard][offset]), np.asarray(self.instances[shard][offset])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One view.
+
+        Returns:
+            `pixels` (size, size, 3) uint8 and `inside` (2,) the size of what is not padding;
+            `truth` (objects, H', W') uint8 coverage of each low-resolution pixel, 255 for all;
+            `points` (objects, 2) and `boxes` (objects, 4) in pixels of the view, float32.
+        """
+        rng = np.random.default_rng((self.seed, index))
+        while True:
+            view = self._view(rng)
+            if view is not None:
+                return view
+
+    def _view(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        image, instances = self.scene(int(rng.integers(self.starts[-1])))
+        image, instances = _cut(rng, image, instances, self.options)
+        counts = np.bincount(instances.ravel(), minlength=2)
+        ids = 1 + np.flatnonzero(counts[1:] >= MIN_VISIBLE_PIXELS)
+        if len(ids) == 0:
+            return None
+        count = self.options.objects
+        chosen = rng.permutation(ids)[:count]
+        chosen = np.concatenate([chosen, rng.choice(ids, count - len(chosen))])
+        height, width = image.shape[:2]
+        pad = ((0, self.options.size - height), (0, self.options.size - width))
+        sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
+        for instance in chosen:
+            mask = np.pad(instances == instance, pad)
+            sample["truth"].append(_coverage(mask, self.options.mask_size))
+            sample["points"].append(_random_point(rng, mask))
+            sample["boxes"].append(_noisy_box(rng, mask, self.options.box_noise))
+        arrays = {name: np.stack(values) for name, values in sample.items()}
+        inside = np.array([height, width])
+        return {"pixels": np.pad(image, (*pad, (0, 0))), "inside": inside, **arrays}
+
+
+def _cut(
+    rng: np.random.Generator, image: np.ndarray, instances: np.ndarray, options: ViewOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of the scene, resized so that its longer side is the model's, jittered."""
+    side = image.shape[0]
+    longer = int(side * rng.uniform(options.min_side, 1.0))
+    shorter = int(longer * (rng.uniform(0.56, 1.0) if rng.random() < 0.5 else 1.0))
+    height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
+    top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
+    part = np.s_[top : top + height, left : left + width]
+    scale = options.size / longer
+    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shrinks = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image[part], size_wh, interpolation=shrinks)
+    instances = cv2.resize(instances[part], size_wh, interpolation=cv2.INTER_NEAREST)
+    if rng.random() < 0.5:
+        image, instances = image[:, ::-1], instances[:, ::-1]
+    return _jitter(rng, image), instances
+
+
+def _jitter(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Another contrast, brightness and balance of colours, by a table for each channel."""
+    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
+    levels = (np.arange(256)[:, None] - 128.0) * gain + 128.0 + rng.uniform(-30, 30)
+    return cv2.LUT(np.ascontiguousarray(image), levels.clip(0, 255).astype(np.uint8)[None])
+
+
+def _coverage(mask: np.ndarray, size: int) -> np.ndarray:
+    levels = mask.astype(np.uint8) * 255
+    return cv2.resize(levels, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _random_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """A pixel (x, y) of the mask: any of them, or the one deepest inside in a third of cases."""
+    if rng.random() < 1 / 3:
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        position = int(depth.argmax())
+    else:
+        position = int(rng.choice(np.flatnonzero(mask)))
+    return np.array([position % mask.shape[1], position // mask.shape[1]], np.float32)
+
+
+def _noisy_box(rng: np.random.Generator, mask: np.ndarray, noise: float) -> np.ndarray:
+    """The mask's box with its corners moved, by at most 20 pixels (appendix A of the paper)."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.array([left, top, left + width - 1, top + height - 1], np.float32)
+    sides = np.array([width, height, width, height], np.float32)
+    shift = rng.normal(0.0, noise, 4) * rng.random() * sides
+    box += shift.clip(-20.0, 20.0)
+    limit = np.array([mask.shape[1], mask.shape[0]] * 2, np.float32) - 1.0
+    ordered = np.sort(box.reshape(2, 2), axis=0).ravel()
+    return np.minimum(ordered.clip(0.0), limit).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Synthetic scenes with instance maps, for training promptable segmentation."""

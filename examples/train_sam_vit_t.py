@@ -1,0 +1,248 @@
+"""Trains `sam_vit_t`, the model inside the package, from scratch on rendered scenes.
+
+    python -m examples.scenes.render --output scenes/train --count 12000
+    python -m examples.train_sam_vit_t --scenes scenes/train --output run --size 256 --steps 12000
+    python -m examples.train_sam_vit_t --scenes scenes/train --output run --size 512 --steps 15000 \
+        --decay-steps 2000
+
+A run continues from `run/last.pt`, also with another size. The learning rate rises, stays, and
+falls to zero in the last `--decay-steps`; `run/stable.pt` keeps the state before the fall, so that
+a later run can go on from there (`--resume run/stable.pt`). The averaged weights are written to
+`run/model` whenever a checkpoint is.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from examples.scene_dataset import SceneDataset, ViewOptions
+from segment_anything_transformers.configuration_segment_anything import (
+    SegmentAnythingModelConfig,
+)
+from segment_anything_transformers.loss_segment_anything import (
+    correction_points,
+    segmentation_loss,
+)
+from segment_anything_transformers.modeling_segment_anything import PADDING, SegmentAnythingModel
+
+AVERAGE_DECAY = 0.998
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenes", type=Path, nargs="+", required=True, help="rendered scenes")
+    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
+    parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
+    parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
+    parser.add_argument("--batch-size", type=int, default=16, help="images a step")
+    parser.add_argument("--objects", type=int, default=6, help="objects an image")
+    parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
+    parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
+    parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
+    parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument(
+        "--corrections", type=float, default=0.3, help="share of steps with a click more"
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the image encoder")
+    return parser.parse_args()
+
+
+def learning_rate_share(step: int, options: argparse.Namespace) -> float:
+    """Share of the full learning rate at a step: a linear rise, a plateau, a linear fall."""
+    rise = min(1.0, (step + 1) / options.warmup_steps)
+    if not options.decay_steps:
+        return rise
+    return min(rise, max(0.0, (options.steps - step) / options.decay_steps))
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, embeddings and positions do not."""
+    named = list(model.named_parameters())
+    decays = [p for n, p in named if p.ndim > 1 and "embed" not in n and "rel_pos" not in n]
+    chosen = {id(parameter) for parameter in decays}
+    rest = [parameter for _, parameter in named if id(parameter) not in chosen]
+    return [
+        {"params": decays, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+
+
+def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
+    """Pixel values (N, C, H, W) of uint8 images (N, H, W, C), zero in the padding."""
+    mean = torch.tensor(config.channel_mean, device=pixels.device)
+    std = torch.tensor(config.channel_std, device=pixels.device)
+    values = (pixels / 255.0 - mean) / std
+    rows = torch.arange(pixels.shape[1], device=pixels.device)
+    is_row = rows[None, :, None] < inside[:, None, None, 0]
+    is_column = rows[None, None, :] < inside[:, None, None, 1]
+    return (values * (is_row & is_column)[..., None]).permute(0, 3, 1, 2).contiguous()
+
+
+def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two prompt sets an object: a click, and a box. Points, labels and boxes, padded."""
+    images, objects = points.shape[:2]
+    nothing = torch.full_like(points, PADDING)
+    all_points = torch.cat([points, nothing], dim=1)[:, :, None]
+    labels = torch.ones(images, 2 * objects, 1, dtype=torch.long, device=points.device)
+    labels[:, objects:] = PADDING
+    all_boxes = torch.cat([torch.full_like(boxes, PADDING), boxes], dim=1)
+    return all_points, labels, all_boxes
+
+
+def loss_of_masks(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
+    """Loss of the single mask and of the best of the multiple ones."""
+    single = segmentation_loss(logits[:, :, :1], scores[:, :, :1], truth)
+    return single + segmentation_loss(logits[:, :, 1:], scores[:, :, 1:], truth)
+
+
+def training_loss(
+    model: SegmentAnythingModel, batch: dict[str, Tensor], correct: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """Loss of a batch: a click and a box for each object, and maybe a correcting click."""
+    pixels = normalise(batch["pixels"], batch["inside"], model.config)
+    truth = (batch["truth"].float() / 255.0).repeat(1, 2, 1, 1)
+    embeddings = model.get_image_embeddings(pixels)
+    points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
+    logits, scores = model.decode(embeddings, points, labels, boxes)
+    loss = loss_of_masks(logits, scores, truth)
+    figures = measure(logits.detach(), scores.detach(), truth)
+    if not correct:
+        return loss, figures
+    best = logits.detach().take_along_dim(scores.argmax(2)[:, :, None, None, None], dim=2)
+    click_xy, click_labels = correction_points(best[:, :, 0] > 0, truth > 0.5)
+    click_xy = (click_xy + 0.5) * (pixels.shape[-1] / truth.shape[-1]) - 0.5  # the pixel's centre
+    points = torch.cat([points, click_xy[:, :, None]], dim=2)
+    labels = torch.cat([labels, click_labels[:, :, None]], dim=2)
+    logits, scores = model.decode(embeddings, points, labels, boxes, best)
+    return loss + loss_of_masks(logits, scores, truth), figures
+
+
+@torch.no_grad()
+def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """Mean IoU for clicks and boxes: the single mask, and the best of three by own score."""
+    masks, target = logits > 0, (truth > 0.5)[:, :, None]
+    union = (masks | target).sum((-2, -1)).clamp(min=1)
+    iou = (masks & target).sum((-2, -1)) / union  # (N, P, K + 1)
+    picked = iou[:, :, 1:].take_along_dim(scores[:, :, 1:].argmax(2, keepdim=True), dim=2)
+    half = iou.shape[1] // 2
+    return {
+        "click_single": iou[:, :half, 0].mean().item(),
+        "click_best": picked[:, :half].mean().item(),
+        "box_single": iou[:, half:, 0].mean().item(),
+        "box_best": picked[:, half:].mean().item(),
+    }
+
+
+class Run:
+    """Model, its running average, optimizer and step, saved together."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Continues from a checkpoint where there is one, else starts from scratch."""
+        torch.manual_seed(options.seed)
+        self.options = options
+        self.model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
+        self.model.to(options.device).train()
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
+        )
+        groups = parameter_groups(self.model, options.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        self.step = 0
+        checkpoint = options.resume or options.output / "last.pt"
+        if checkpoint.exists():
+            self.load(checkpoint)
+
+    def load(self, path: Path) -> None:
+        """Restores everything that `save` wrote."""
+        state = torch.load(path, map_location=self.options.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def save(self, name: str) -> None:
+        """Writes a checkpoint, and the averaged weights as a model folder."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        unfinished = self.options.output / f"{name}.tmp"
+        torch.save(state, unfinished)
+        unfinished.rename(self.options.output / name)
+        averaged = cast(SegmentAnythingModel, self.average.module)
+        averaged.save_pretrained(self.options.output / "model")
+
+    def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Learns from one batch."""
+        share = learning_rate_share(self.step, self.options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * share
+        draw = np.random.default_rng((self.options.seed, 1, self.step)).random()
+        loss, figures = training_loss(self.model, batch, draw < self.options.corrections)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return {"loss": loss.item(), **figures}
+
+
+def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
+    """Batches of the steps that are left, in order."""
+    views = ViewOptions(size=options.size, objects=options.objects, min_side=options.min_side)
+    length = options.steps * options.batch_size
+    data = SceneDataset(options.scenes, views, length, options.seed)
+    left = Subset(data, range(start * options.batch_size, length))
+    return DataLoader(left, options.batch_size, num_workers=options.workers)
+
+
+def main() -> None:
+    """Trains until the last step, with a log line every 50 steps."""
+    options = parse_arguments()
+    options.output.mkdir(parents=True, exist_ok=True)
+    run = Run(options)
+    if options.compile:
+        run.model.image_encoder.compile()
+    begin, seen = time.time(), []
+    bar = tqdm(batches(options, run.step), initial=run.step, total=options.steps, mininterval=10)
+    for batch in bar:
+        if run.step == options.steps - options.decay_steps and options.decay_steps:
+            run.save("stable.pt")
+        seen.append(run.take_step({name: t.to(options.device) for name, t in batch.items()}))
+        if run.step % 50 == 0:
+            means = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
+            line = {"step": run.step, "size": options.size, **means, "seconds": time.time() - begin}
+            with open(options.output / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+            seen = []
+        if run.step % options.save_every == 0:
+            run.save("last.pt")
+    run.save("last.pt")
+
+
+if __name__ == "__main__":
+    main()
