@@ -10,15 +10,18 @@ from transformers import AutoModel, SamModel
 
 from segment_anything_transformers.checkpoints import (
     adapt_weights,
-    config_fields_from_huggingface,
     config_fields_from_weights,
-    from_huggingface,
     read_weights,
-    rename,
-    to_huggingface,
 )
 from segment_anything_transformers.configuration_segment_anything import (
+    ENCODER_NORM_EPS,
     SegmentAnythingModelConfig,
+)
+from segment_anything_transformers.huggingface_sam import (
+    config_fields_from_huggingface,
+    from_huggingface,
+    rename,
+    to_huggingface,
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 from tests.fake_backend import small_config
@@ -126,7 +129,7 @@ def test_huggingface_shards_load(model, tmp_path):
 
 def test_huggingface_configuration_comes_in_our_fields(model):
     theirs = huggingface_model(model).config.to_dict()
-    fields = config_fields_from_huggingface(theirs)
+    fields = config_fields_from_huggingface(theirs, ENCODER_NORM_EPS)
     config = SegmentAnythingModelConfig(**fields, fixed_input_size=True)
     differing = {
         name: (getattr(config, name), getattr(model.config, name))
@@ -142,7 +145,7 @@ def test_huggingface_configuration_comes_in_our_fields(model):
 )
 def test_huggingface_models_of_another_form_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        config_fields_from_huggingface({"vision_config": change})
+        config_fields_from_huggingface({"vision_config": change}, ENCODER_NORM_EPS)
 
 
 # ----------------------------------------------------------------------------------- Meta files

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from .huggingface_sam import config_fields_from_huggingface
+
 ENCODER_NORM_EPS: dict[str, float] = {
     "layer_norm": 1e-5,
     "layer_norm_eps_1e-5": 1e-5,
@@ -205,14 +207,12 @@ class SegmentAnythingModelConfig(PreTrainedConfig):
         The configuration of a Hugging Face SAM repository (`model_type` "sam") comes back in our
         fields.
         """
-        from .checkpoints import config_fields_from_huggingface
-
         if str(pretrained_model_name_or_path) in PRESETS:
             name = str(pretrained_model_name_or_path)
             return cls.from_preset(name).to_dict(), kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "sam":
-            config_dict = config_fields_from_huggingface(config_dict)
+            config_dict = config_fields_from_huggingface(config_dict, ENCODER_NORM_EPS)
         return config_dict, kwargs
 
     def grid_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import SamConfig, SamModel
 
-from segment_anything_transformers.checkpoints import to_huggingface
+from segment_anything_transformers.huggingface_sam import to_huggingface
 
 
 def meta_modeling() -> types.ModuleType:
