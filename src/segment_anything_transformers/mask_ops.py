@@ -39,9 +39,7 @@ def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
     ValueError if a length is below 1.
     """
     if source_length < 1 or target_length < 1:
-        raise ValueError(
-            f"Both lengths must be at least 1, got {source_length} and {target_length}."
-        )
+        raise ValueError(f"Lengths must be at least 1, got {source_length} and {target_length}.")
     # torch computes the position in float32 with one rounding. Its rounding error is visible
     # after thresholding, so the same steps are taken here: float64 holds the product exactly.
     scale = np.float64(np.float32(source_length) / np.float32(target_length))
@@ -50,7 +48,6 @@ def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
     lower = np.minimum(position.astype(np.int64), source_length - 1)
     upper = np.minimum(lower + 1, source_length - 1)
     fraction = position - lower.astype(np.float32)
-
     rows = np.arange(target_length)
     matrix = np.zeros((target_length, source_length), np.float32)
     matrix[rows, lower] += 1 - fraction

@@ -1,0 +1,149 @@
+"""The few calls that predictor and generator need of a model, in numpy, for any framework.
+
+No framework is imported before a model of it is used. A further one joins with a class that has the
+methods of `Backend` and one line in `_ADAPTERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from .configuration_segment_anything import SegmentAnythingModelConfig
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model seen from numpy. Nothing it does builds gradients."""
+
+    name: str
+    config: SegmentAnythingModelConfig
+
+    def encode_images(self, pixel_values: np.ndarray) -> Any:
+        """Embeddings of N images, in the framework's own form.
+
+        Args:
+            pixel_values: (N, C, H, W) float32, normalised and padded.
+
+        Returns:
+            Something of length N whose slices `decode` understands.
+        """
+        ...
+
+    def decode(
+        self,
+        image_embeddings: Any,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+        multimask_output: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mask logits and predicted quality for P independent prompts of one image.
+
+        Args:
+            image_embeddings: Those of one image, (1, D, H'', W'').
+            points: (P, M1, 2) float32, x and y in model-input pixels.
+            labels: (P, M1), 1 foreground, 0 background, -1 not a point. Given with `points`.
+            boxes: (P, M2, 4) float32, left, top, right, bottom in model-input pixels.
+            masks: (P, M3, H', W') float32 logits.
+            multimask_output: Whether each prompt gets K masks, or 1.
+
+        Returns:
+            Logits (P, K, H', W') float32 and scores (P, K) float32. P is 1 without any prompt.
+        """
+        ...
+
+
+class TorchBackend:
+    """A PyTorch `SegmentAnythingModel`, run on the device and in the precision it already has."""
+
+    name = "torch"
+
+    def __init__(self, model: Any) -> None:
+        """Wraps a model without changing it."""
+        self.model = model
+        self.config: SegmentAnythingModelConfig = model.config
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients and no dropout inside; afterwards every module is in the mode it was in."""
+        import torch
+
+        in_training = [module for module in self.model.modules() if module.training]
+        for module in in_training:
+            module.training = False
+        try:
+            # Not inference_mode: embeddings made under it could never train a decoder.
+            with torch.no_grad():
+                yield
+        finally:
+            for module in in_training:
+                module.training = True
+
+    def _tensor(self, array: np.ndarray | None, dtype: Any = None) -> Any:
+        """The array on the model's device with an image axis of length 1 before it."""
+        import torch
+
+        if array is None:
+            return None
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(device=self.model.device, dtype=dtype)[None]
+
+    def encode_images(self, pixel_values: np.ndarray) -> Any:
+        """See `Backend.encode_images`."""
+        with self._inference():
+            images = self._tensor(pixel_values, self.model.dtype)[0]
+            return self.model.get_image_embeddings(images)
+
+    def decode(
+        self,
+        image_embeddings: Any,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+        multimask_output: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.decode`."""
+        with self._inference():
+            output = self.model(
+                image_embeddings=image_embeddings,
+                input_points=self._tensor(points),
+                input_labels=self._tensor(labels),
+                input_boxes=self._tensor(boxes),
+                input_masks=self._tensor(masks, self.model.dtype),
+                multimask_output=multimask_output,
+            )
+            # numpy has no bfloat16
+            mask_logits, iou_scores = output.pred_masks[0].float(), output.iou_scores[0].float()
+            return mask_logits.cpu().numpy(), iou_scores.cpu().numpy()
+
+
+# The package that one of the model's base classes comes from, and what wraps such a model.
+_ADAPTERS = {"torch": TorchBackend}
+
+
+def backend_for(model: Any) -> Backend:
+    """The model behind the calls of `Backend`, whichever framework it is written in.
+
+    Args:
+        model: A `SegmentAnythingModel`, or anything that already has the methods of `Backend`.
+
+    Raises:
+        TypeError: If the model's framework has no adapter.
+    """
+    if isinstance(model, Backend):
+        return model
+    frameworks = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for framework, adapter in _ADAPTERS.items():
+        if framework in frameworks and model_type == SegmentAnythingModelConfig.model_type:
+            return adapter(model)
+    raise TypeError(
+        f"Expected a SegmentAnythingModel, got {type(model).__name__}. Models are loaded with "
+        'SegmentAnythingModel.from_pretrained("sam_vit_t").'
+    )

@@ -1,0 +1,381 @@
+"""One image, many prompts: numpy in, numpy out, whichever framework computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .backends import backend_for
+from .image_arrays import read_image, to_numpy
+from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
+from .mask_ops import upscale_masks
+
+Preprocessing = Callable[[np.ndarray], np.ndarray]
+
+FOREGROUND, BACKGROUND, NOT_A_POINT = 1, 0, -1
+
+
+class SAMPredictor:
+    """An image that is encoded once and then answers any number of prompts.
+
+    Prompts are given, and masks come back, in the pixels of the original image:
+
+        predictor = SAMPredictor(SegmentAnythingModel.from_pretrained("sam_vit_t"))
+        predictor.set_image(image)
+        masks, scores, logits = predictor(points=np.array([[120, 80]]))
+        best = scores.argmax()
+        masks, scores, logits = predictor(points=more_points, masks=logits[best][None])
+
+    Args:
+        model: A `SegmentAnythingModel` of either framework. It stays on its device and in its
+            precision and mode; nothing here builds gradients or applies dropout.
+        preprocessing: What is done to the colours. A function of the image after resizing,
+            (h, w, C) with the values that `set_image` got, the longest side filling the model's
+            input; it returns the model's input values, floats of the same shape, which are then
+            padded with zeros. Resizing and padding are not its task, because the prompts have to
+            follow them. Or a `SegmentAnythingImageProcessor`, of which only the colours are used.
+            By default the image processor that belongs to the model's configuration.
+
+    Source: the class SAMPredictor of the specification.
+    """
+
+    def __init__(
+        self, model: Any, preprocessing: Preprocessing | SegmentAnythingImageProcessor | None = None
+    ) -> None:
+        """Wraps a model. No image is set yet."""
+        self.backend = backend_for(model)
+        self.config = self.backend.config
+        chosen: Any = preprocessing or SegmentAnythingImageProcessor.from_config(self.config)
+        # Not isinstance: a class that was loaded from the Hub is another class.
+        self._expects_bytes = hasattr(chosen, "image_mean")
+        self.preprocessing = _colours_of(chosen) if self._expects_bytes else chosen
+        self.clear_image()
+
+    def clear_image(self) -> None:
+        """Unsets the image and forgets the embedding."""
+        self._image_embeddings: Any = None
+        self._resizer: ImageResizer | None = None
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether there is an image to ask about."""
+        return self._image_embeddings is not None
+
+    @property
+    def image_embeddings(self) -> Any:
+        """The image's embeddings (1, D, H'', W''), a tensor of the model's framework.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        self._require_image()
+        return self._image_embeddings
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width (H0, W0) of the image.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        return self._require_image().src_size
+
+    def set_image(self, image: np.ndarray | Image.Image) -> None:
+        """Calculates and keeps the embedding of an image, in place of an earlier one.
+
+        Args:
+            image: (H0, W0, C) with values in [0, 255], uint8 or float, of any size; or uint16 with
+                values in [0, 65535]; or a PIL image. For a model of three channels a grey image,
+                also (H0, W0), is repeated and transparency is dropped.
+
+        Raises:
+            TypeError: If it is not an image.
+            ValueError: If its shape, its number of channels or its values do not fit.
+        """
+        self.set_pixels(self.read_image(image))
+
+    def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
+        """The image, checked, as an (H0, W0, C) array of uint8, uint16 or float32.
+
+        Takes and raises what `set_image` does.
+        """
+        pixels = np.moveaxis(read_image(image, self.config.in_channels), 0, -1)
+        if pixels.dtype == np.float32:
+            _check_values(pixels, self._expects_bytes)
+        return pixels
+
+    def set_pixels(self, pixels: np.ndarray) -> None:
+        """As `set_image`, for what `read_image` returned or a cut-out of it."""
+        self.clear_image()
+        resizer = ImageResizer(pixels.shape[:2], self.config.input_size)
+        resized = resizer.scale_image(pixels)
+        input_values = np.asarray(self.preprocessing(resized), np.float32)
+        if input_values.shape != resized.shape:
+            raise ValueError(
+                f"preprocessing must return an array of the shape it receives, {resized.shape}, "
+                f"got {input_values.shape}. Resizing and padding are done by the predictor."
+            )
+        padded = resizer.pad_image(input_values)  # (H, W, C), zero after normalising
+        self._image_embeddings = self.backend.encode_images(padded.transpose(2, 0, 1)[None])
+        self._resizer = resizer
+
+    def __call__(
+        self,
+        points: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The masks that prompts mean in the current image, at that image's original size.
+
+        All prompts given together describe one mask. With a further leading axis of length N on
+        each of them, they are N independent prompts, and so have the results. A prompt of length
+        0 (M1, M2 or M3) counts as absent.
+
+        Args:
+            points: (M1, 2) or (N, M1, 2), x and y in pixels of the original image.
+            labels: (M1,) or (N, M1): 1 foreground, 0 background, -1 not a point. Without labels
+                every point is foreground.
+            boxes: (M2, 4) or (N, M2, 4), left, top, right, bottom in pixels of the original image.
+            masks: (M3, H', W') or (N, M3, H', W') logits, from an earlier call or from
+                `preprocess_masks`.
+            multimask_output: If True, K nested masks for a prompt (`nb_multimask_outputs`), as
+                suits a single click. If False, one.
+            return_logits: If True, the first result holds logits instead of a boolean mask.
+
+        Returns:
+            Masks (K, H0, W0), or (N, K, H0, W0): bool, or float32 logits. The specification's text
+            gives their size as (H, W), but masks for the user's own image are what this class is
+            for: they always have the original size.
+            Scores (K,) or (N, K) float32, the model's own estimate of each mask's IoU.
+            Logits (K, H', W') or (N, K, H', W') float32, to be passed on as `masks`.
+
+        Raises:
+            RuntimeError: If no image is set.
+            TypeError: If a prompt does not consist of numbers.
+            ValueError: If prompts have the wrong shape, or values that make no sense.
+        """
+        mask_logits, scores = self.predict_logits(points, labels, boxes, masks, multimask_output)
+        return self._at_original_size(mask_logits, return_logits), scores, mask_logits
+
+    def predict_logits(
+        self,
+        points: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As a call, but without upscaling: the low-resolution logits and the scores alone.
+
+        Enough to choose among many masks before paying for their full size, see `upscale`.
+
+        Returns:
+            Logits (K, H', W') or (N, K, H', W'), scores (K,) or (N, K), float32.
+        """
+        resizer = self._require_image()
+        prompts = _checked_prompts(points, labels, boxes, masks, self.config.mask_size())
+        if prompts.count == 0:
+            n_masks = self.config.nb_multimask_outputs if multimask_output else 1
+            empty = np.zeros((0, n_masks, *self.config.mask_size()), np.float32)
+            return empty, empty[..., 0, 0]
+        mask_logits, scores = self.backend.decode(
+            self._image_embeddings,
+            None if prompts.points is None else resizer.scale_points(prompts.points),
+            prompts.labels,
+            None if prompts.boxes is None else resizer.scale_boxes(prompts.boxes),
+            prompts.masks,
+            multimask_output,
+        )
+        return (mask_logits, scores) if prompts.is_batched else (mask_logits[0], scores[0])
+
+    def upscale(self, mask_logits: np.ndarray) -> np.ndarray:
+        """Low-resolution logits (n, H', W') brought to the original size, (n, H0, W0) float32.
+
+        The memory of the result runs down the columns, as `mask_ops.upscale_masks` leaves it.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        resizer = self._require_image()
+        return upscale_masks(mask_logits, resizer.dst_size, resizer.rescaled_size, resizer.src_size)
+
+    def preprocess_masks(self, mask: np.ndarray) -> np.ndarray:
+        """Mask logits of the original image's size, resized and padded to be passed as `masks`.
+
+        Args:
+            mask: (M, H0, W0) or (N, M, H0, W0) logits (not a boolean mask).
+
+        Returns:
+            (M, H', W') or (N, M, H', W') float32.
+
+        Raises:
+            RuntimeError: If no image is set.
+            TypeError: If the mask is boolean.
+            ValueError: If its size is not that of the image.
+        """
+        resizer = self._require_image()
+        mask = _checked_masks("mask", mask, resizer.src_size, "the image")
+        padded = resizer.pad_image(
+            resizer.scale_image(mask, channels_last=False), channels_last=False
+        )
+        return ImageResizer.scale_to_size(padded, self.config.mask_size(), channels_last=False)
+
+    def _require_image(self) -> ImageResizer:
+        if self._resizer is None:
+            raise RuntimeError("No image is set. Call set_image(image) first.")
+        return self._resizer
+
+    def _at_original_size(self, mask_logits: np.ndarray, return_logits: bool) -> np.ndarray:
+        """Masks or logits; of masks, the floats of no more than one prompt exist at a time."""
+        shape = (*mask_logits.shape[:-2], *self.original_size)
+        results = np.empty(shape, np.float32 if return_logits else bool)
+        for index in np.ndindex(shape[:-3]):
+            full_logits = self.upscale(mask_logits[index])
+            results[index] = (
+                full_logits if return_logits else full_logits > self.config.mask_threshold
+            )
+        return results
+
+
+def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
+    """What the image processor does to an image that is already resized, and not yet padded."""
+
+    def normalise(image: np.ndarray) -> np.ndarray:
+        is_float = image.dtype == np.float32
+        if is_float:
+            # Not left to the processor, which would take a black cut-out for one in [0, 1].
+            image = image * np.float32(processor.rescale_factor)
+        features = processor(
+            image,
+            do_rescale=not is_float,
+            do_resize=False,
+            do_pad=False,
+            input_data_format="channels_last",
+            return_tensors="np",
+        )
+        return features["pixel_values"][0].transpose(1, 2, 0)
+
+    return normalise
+
+
+def _check_values(pixels: np.ndarray, expects_bytes: bool) -> None:
+    """Raises ValueError for a float image that is not finite or, if so expected, in [0, 255]."""
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([lowest, highest]).all():
+        raise ValueError("Pixel values must be finite, got NaN or infinity.")
+    if expects_bytes and not 0 <= lowest <= highest <= 255:
+        raise ValueError(
+            f"Pixel values must lie in [0, 255], got {lowest:g} to {highest:g}. Scale the image, "
+            "or pass a function for such values as preprocessing."
+        )
+    if expects_bytes and highest <= 1 and (pixels % 1).any():  # a black one has whole numbers
+        raise ValueError(
+            f"Pixel values must lie in [0, 255], and these are fractions up to {highest:g}: "
+            "this looks like an image in [0, 1]. Multiply it by 255."
+        )
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Checked prompts with their leading axis, and whether the user gave that axis."""
+
+    is_batched: bool
+    count: int
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+
+def _checked_prompts(
+    points: Any, labels: Any, boxes: Any, masks: Any, mask_hw: tuple[int, int]
+) -> _Prompts:
+    if labels is not None and points is None:
+        raise ValueError("labels say what points mean, but there are no points. Pass both.")
+    given: dict[str, np.ndarray] = {}
+    if points is not None:
+        given["points"] = _checked_numbers("points", points, "(M1, 2) or (N, M1, 2)", (2,))
+        given["labels"] = _checked_labels(labels, given["points"])
+    if boxes is not None:
+        given["boxes"] = _checked_boxes(boxes)
+    if masks is not None:
+        given["masks"] = _checked_masks("masks", masks, mask_hw, "the model's mask size")
+    is_batched, count = _batch_of(given)
+    batched = {name: array if is_batched else array[None] for name, array in given.items()}
+    present = {name: array for name, array in batched.items() if array.shape[1] > 0}
+    return _Prompts(**present, is_batched=is_batched, count=count)
+
+
+def _batch_of(given: dict[str, np.ndarray]) -> tuple[bool, int]:
+    """Whether the prompts have a batch axis, and its length."""
+    unbatched_ndim = {"points": 2, "labels": 1, "boxes": 2, "masks": 3}
+    sizes = {
+        name: len(array) if array.ndim > unbatched_ndim[name] else None
+        for name, array in given.items()
+    }
+    if len(set(sizes.values())) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+        raise ValueError(
+            "Either no prompt has a leading batch axis, or all have one of the same length; "
+            f"got {shapes}."
+        )
+    count = next(iter(sizes.values()), None)
+    return count is not None, 1 if count is None else count
+
+
+def _checked_numbers(name: str, values: Any, shape: str, last_axes: tuple[int, ...]) -> np.ndarray:
+    """The values, if they are finite numbers of the shape that the text describes."""
+    array = to_numpy(values)
+    if array.dtype.kind not in "uif":
+        raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}.")
+    n_last = len(last_axes)
+    if array.ndim not in (n_last + 1, n_last + 2) or array.shape[-n_last:] != last_axes:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
+    return array
+
+
+def _checked_labels(labels: Any, points: np.ndarray) -> np.ndarray:
+    if labels is None:
+        return np.full(points.shape[:-1], FOREGROUND, np.int64)
+    labels = to_numpy(labels)
+    if labels.shape != points.shape[:-1]:
+        raise ValueError(
+            f"labels must have one entry for each point, {points.shape[:-1]}, got {labels.shape}."
+        )
+    if not np.isin(labels, (FOREGROUND, BACKGROUND, NOT_A_POINT)).all():
+        raise ValueError(
+            "labels must be 1 (foreground), 0 (background) or -1 (not a point), "
+            f"got {sorted(set(labels.ravel().tolist()))}."
+        )
+    return labels.astype(np.int64)
+
+
+def _checked_boxes(boxes: Any) -> np.ndarray:
+    boxes = _checked_numbers("boxes", boxes, "(M2, 4) or (N, M2, 4)", (4,))
+    reversed_boxes = boxes[(boxes[..., 2:] < boxes[..., :2]).any(axis=-1)]
+    if len(reversed_boxes):
+        raise ValueError(
+            "boxes must be left, top, right, bottom with left <= right and top <= bottom, "
+            f"got {reversed_boxes[0].tolist()}."
+        )
+    return boxes
+
+
+def _checked_masks(name: str, masks: Any, size_hw: tuple[int, int], whose: str) -> np.ndarray:
+    if to_numpy(masks).dtype == bool:
+        raise TypeError(
+            f"{name} must hold logits, got a boolean mask. "
+            "np.where(mask, 10.0, -10.0) makes confident logits of it."
+        )
+    height, width = size_hw
+    shape = f"(M, {height}, {width}) or (N, M, {height}, {width}), the size of {whose}"
+    return _checked_numbers(name, masks, shape, (height, width)).astype(np.float32)

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import SamModel
+
+from segment_anything_transformers.backends import Backend, TorchBackend, backend_for
+from tests.fake_backend import FakeBackend, small_config
+from tests.parity.peers import huggingface_config
+from tests.tiny import random_model, random_prompts, square_config
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import numpy as np
+from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
+from segment_anything_transformers.predictor import SAMPredictor
+from tests.fake_backend import FakeBackend, small_config
+image = np.zeros((40, 60, 3), np.uint8)
+predictor = SAMPredictor(FakeBackend(small_config()))
+predictor.set_image(image)
+print(predictor([[20, 30]])[0].shape)
+lenient = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "min_mask_region_area": 5}
+generator = SAMAutomaticMaskGenerator(FakeBackend(small_config()), points_per_side=3, **lenient)
+print(len(generator.generate(image)) > 0)
+"""
+
+
+def test_a_backend_stays_what_it_is():
+    fake = FakeBackend(small_config())
+    assert isinstance(fake, Backend)
+    assert backend_for(fake) is fake
+
+
+def test_a_torch_model_gets_its_adapter():
+    model = random_model(small_config())
+    backend = backend_for(model)
+    assert isinstance(backend, TorchBackend)
+    assert isinstance(backend, Backend)
+    assert backend.name == "torch"
+    assert backend.config is model.config
+
+
+def test_another_familys_model_is_refused():
+    peer = SamModel(huggingface_config(square_config()))
+    with pytest.raises(TypeError, match="Expected a SegmentAnythingModel, got SamModel"):
+        backend_for(peer)
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_decoding_equals_the_models_own_call(multimask_output):
+    config = small_config()
+    model = random_model(config)
+    backend = backend_for(model)
+    pixels = torch.rand(2, 3, *config.input_size)
+    prompts = random_prompts(config)
+    embeddings = backend.encode_images(pixels.numpy())
+    assert len(embeddings) == 2
+    with torch.no_grad():
+        expected = model(pixels, **prompts, multimask_output=multimask_output)
+    for image in range(2):
+        arrays = [
+            prompts[f"input_{name}"][image].numpy()
+            for name in ("points", "labels", "boxes", "masks")
+        ]
+        mask_logits, iou_scores = backend.decode(
+            embeddings[image : image + 1], *arrays, multimask_output
+        )
+        assert mask_logits.dtype == iou_scores.dtype == np.float32
+        np.testing.assert_allclose(mask_logits, expected.pred_masks[image], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(iou_scores, expected.iou_scores[image], rtol=0, atol=1e-5)
+
+
+def test_predictor_and_generator_need_no_torch():
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["(3, 40, 60)", "True"]
