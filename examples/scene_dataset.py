@@ -22,13 +22,15 @@ class ViewOptions:
         size: Side of the square model input, in pixels.
         patch_size: Side of the model's patches.
         objects: Number of objects that get prompts.
-        min_side: Smallest longer side of a view over the side of the scene.
+        focus: Share of the views that are cut around one object, to show it large.
+        min_side: Smallest longer side of any other view over the side of the scene.
         box_noise: Standard deviation of a box's corners over the box's sides.
     """
 
     size: int = 256
     patch_size: int = 16
     objects: int = 6
+    focus: float = 0.0
     min_side: float = 0.375
     box_noise: float = 0.1
 
@@ -105,8 +107,7 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         if len(ids) == 0:
             return None
         count = self.options.objects
-        chosen = rng.permutation(ids)[:count]
-        chosen = np.concatenate([chosen, rng.choice(ids, count - len(chosen))])
+        chosen = rng.choice(ids, count, replace=len(ids) < count, p=_chances(counts[ids]))
         height, width = image.shape[:2]
         pad = ((0, self.options.size - height), (0, self.options.size - width))
         sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
@@ -120,17 +121,21 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         return {"pixels": np.pad(image, (*pad, (0, 0))), "inside": inside, **arrays}
 
 
+def _chances(areas: np.ndarray) -> np.ndarray:
+    """Larger objects a little more often: most of the objects in a scene are small."""
+    weights = areas**0.25
+    return weights / weights.sum()
+
+
 def _cut(
     rng: np.random.Generator, image: np.ndarray, instances: np.ndarray, options: ViewOptions
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random part of the scene, resized so that its longer side is the model's, jittered."""
-    side = image.shape[0]
-    longer = int(side * rng.uniform(options.min_side, 1.0))
-    shorter = int(longer * (rng.uniform(0.56, 1.0) if rng.random() < 0.5 else 1.0))
-    height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
-    top, left = rng.integers(side - height + 1), rng.integers(side - width + 1)
+    focused = rng.random() < options.focus
+    window = _window_around_object(rng, instances) if focused else None
+    top, left, height, width = window or _window(rng, image.shape[0], options.min_side)
     part = np.s_[top : top + height, left : left + width]
-    scale = options.size / longer
+    scale = options.size / max(height, width)
     size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
     shrinks = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     image = cv2.resize(image[part], size_wh, interpolation=shrinks)
@@ -138,6 +143,32 @@ def _cut(
     if rng.random() < 0.5:
         image, instances = image[:, ::-1], instances[:, ::-1]
     return _jitter(rng, image), instances
+
+
+def _window(rng: np.random.Generator, side: int, min_side: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of any part of a scene."""
+    longer = int(side * rng.uniform(min_side, 1.0))
+    shorter = int(longer * (rng.uniform(0.56, 1.0) if rng.random() < 0.5 else 1.0))
+    height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
+    return int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1)), height, width
+
+
+def _window_around_object(
+    rng: np.random.Generator, instances: np.ndarray
+) -> tuple[int, int, int, int] | None:
+    """A square in which some object takes 15% to 80% of the side, None if there is no object."""
+    counts = np.bincount(instances.ravel(), minlength=2)
+    ids = 1 + np.flatnonzero(counts[1:] >= MIN_VISIBLE_PIXELS)
+    if len(ids) == 0:
+        return None
+    left, top, width, height = cv2.boundingRect((instances == rng.choice(ids)).astype(np.uint8))
+    scene = instances.shape[0]
+    side = int(np.clip(max(width, height) / rng.uniform(0.15, 0.8), 64, scene))
+    starts = []
+    for start, length in ((top, height), (left, width)):
+        low, high = sorted((start + length - side, start))  # those that show the whole object
+        starts.append(int(np.clip(rng.integers(low, high + 1), 0, scene - side)))
+    return starts[0], starts[1], side, side
 
 
 def _jitter(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
     parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
+    parser.add_argument("--focus", type=float, default=0.0, help="share of views of one object")
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
@@ -212,7 +213,12 @@ class Run:
 
 def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
     """Batches of the steps that are left, in order."""
-    views = ViewOptions(size=options.size, objects=options.objects, min_side=options.min_side)
+    views = ViewOptions(
+        size=options.size,
+        objects=options.objects,
+        focus=options.focus,
+        min_side=options.min_side,
+    )
     length = options.steps * options.batch_size
     data = SceneDataset(options.scenes, views, length, options.seed)
     left = Subset(data, range(start * options.batch_size, length))
