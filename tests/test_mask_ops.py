@@ -94,7 +94,7 @@ def test_upscaled_masks_equal_two_interpolations_of_torch(
 ):
     if not has_scipy:
         monkeypatch.setattr(mask_ops, "sparse", None)
-    mask_ops._upscaling_matrix.cache_clear()
+    mask_ops._sparse_upscaling_matrix.cache_clear()
     mask_logits = np.random.default_rng(0).normal(size=(3, 24, 16)).astype(np.float32)
     upscaled = mask_ops.upscale_masks(mask_logits, (96, 64), image_hw, original_hw)
     to_input = torch.nn.functional.interpolate(
@@ -107,7 +107,7 @@ def test_upscaled_masks_equal_two_interpolations_of_torch(
         0,
         *original_hw,
     )
-    mask_ops._upscaling_matrix.cache_clear()
+    mask_ops._sparse_upscaling_matrix.cache_clear()
 
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2)])

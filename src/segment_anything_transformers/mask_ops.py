@@ -56,20 +56,17 @@ def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
     return matrix
 
 
-def resample(arrays: np.ndarray, matrix_y: np.ndarray, matrix_x: np.ndarray) -> np.ndarray:
-    """Arrays of shape (..., H, W) resampled to (..., h, w) by an (h, H) and a (w, W) matrix.
-
-    The numbers must be finite: a NaN or an infinity spreads over its whole row and column.
-    """
-    return matrix_y @ (arrays @ matrix_x.T)
+def upscaling_matrix(
+    mask_length: int, input_length: int, image_length: int, original_length: int
+) -> np.ndarray:
+    """One axis of `upscale_masks`: (original_length, mask_length) float32."""
+    to_input = bilinear_matrix(mask_length, input_length)
+    return bilinear_matrix(image_length, original_length) @ to_input[:image_length]
 
 
 @lru_cache(maxsize=8)
-def _upscaling_matrix(
-    mask_length: int, input_length: int, image_length: int, original_length: int
-) -> Any:
-    to_input = bilinear_matrix(mask_length, input_length)
-    matrix = bilinear_matrix(image_length, original_length) @ to_input[:image_length]
+def _sparse_upscaling_matrix(*lengths: int) -> Any:
+    matrix = upscaling_matrix(*lengths)
     # Each row has at most four numbers, so a sparse product takes a quarter of the time.
     return matrix if sparse is None else sparse.csr_array(matrix)
 
@@ -91,7 +88,8 @@ def upscale_masks(
     of run lengths.
     """
     count, height, width = mask_logits.shape
-    matrix_y, matrix_x = map(_upscaling_matrix, (height, width), input_hw, image_hw, original_hw)
+    lengths = zip((height, width), input_hw, image_hw, original_hw, strict=True)
+    matrix_y, matrix_x = (_sparse_upscaling_matrix(*axis) for axis in lengths)
     by_row = np.asarray(mask_logits, np.float32).swapaxes(0, 1).reshape(height, count * width)
     rows = (matrix_y @ by_row).reshape(original_hw[0], count, width)  # (H0, n, W')
     by_column = rows.transpose(2, 1, 0).reshape(width, count * original_hw[0])
@@ -113,7 +111,9 @@ def resize_bilinear(arrays: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     if arrays.shape[-2:] == (height, width):
         return arrays
     matrix_y = bilinear_matrix(arrays.shape[-2], height)
-    return resample(arrays, matrix_y, bilinear_matrix(arrays.shape[-1], width))
+    matrix_x = bilinear_matrix(arrays.shape[-1], width)
+    # A NaN or an infinity would spread over its whole row and column.
+    return matrix_y @ (arrays @ matrix_x.T)
 
 
 def masks_to_boxes(masks: np.ndarray) -> np.ndarray:

@@ -1,0 +1,154 @@
+"""Pictures of any kind as numpy arrays with the channels first.
+
+Needs numpy and PIL only; tensors of other libraries are converted without importing them.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+GREY, RGB, RGBA = 1, 3, 4
+
+_WIDE_PIL_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Modes with more than 8 bits a channel, which PIL's own conversions would clip."""
+
+_PIL_MODES = {GREY: "L", RGB: "RGB"}
+"""The mode that a PIL image is brought to for a number of channels."""
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Any array, nested list or tensor as a numpy array; a tensor leaves its device and graph."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        # numpy has no bfloat16, and half precision has nothing to gain here
+        array = array.float() if array.is_floating_point() else array
+    elif hasattr(array, "numpy"):
+        array = array.numpy()
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"Expected an array with rows of equal length: {error}.") from error
+
+
+def read_image(
+    image: Any, n_channels: int, convert: bool = True, channels_last: bool | None = None
+) -> np.ndarray:
+    """An image as a (C, H, W) array of uint8, uint16 or float32.
+
+    Grey images are repeated for three channels, and transparency is dropped; PIL images of other
+    modes are converted to RGB (or to grey for one channel). An array's channels are looked for on
+    its last axis first, a torch tensor's on the first. Booleans become 0 and 255, signed integers
+    from 0 to 255 uint8.
+
+    Args:
+        image: PIL image, numpy array or tensor, (H, W), (H, W, C) or (C, H, W).
+        n_channels: Number of channels C that is wanted.
+        convert: If False an image with other channels is refused rather than converted.
+        channels_last: Where the channels of an array are; by default they are found by
+            `n_channels`.
+
+    Raises:
+        TypeError: Not an image, or no numbers.
+        ValueError: The image is empty, its shape does not fit, or its integers lie outside the
+            range of 8 or 16 bits.
+    """
+    if isinstance(image, Image.Image):
+        pixels, channels_last = _pil_pixels(image, n_channels if convert else 0), True
+    elif isinstance(image, (str, bytes, dict)) or image is None:
+        raise TypeError(
+            f"Expected a PIL image, a numpy array or a tensor, got {type(image).__name__}."
+        )
+    else:
+        pixels = to_numpy(image)
+    pixels = _with_channels_first(pixels, n_channels, channels_last, hasattr(image, "detach"))
+    if pixels.size == 0:
+        raise ValueError(f"Expected an image, got no pixels: shape {np.shape(image)}.")
+    return _plain_dtype(_with_channels(pixels, n_channels, convert))
+
+
+def _pil_pixels(image: Image.Image, n_channels: int) -> np.ndarray:
+    """(H, W) or (H, W, C) pixels; `n_channels` 0 leaves the mode as it is."""
+    mode = _PIL_MODES.get(n_channels, image.mode)
+    if image.mode == "I":
+        # 32 bits by its name; in practice 16-bit files, which some versions of PIL open so
+        return _sixteen_bit(np.asarray(image))
+    if image.mode in (mode, *_WIDE_PIL_MODES):
+        return np.asarray(image)
+    if image.mode in ("P", "PA"):
+        # PIL warns when it has to forget a palette's transparency
+        image = image.convert("RGBA")
+    return np.asarray(image.convert(mode))
+
+
+def _sixteen_bit(pixels: np.ndarray) -> np.ndarray:
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ValueError(
+            "Expected a PIL image of mode I with values from 0 to 65535, "
+            f"got {pixels.min()} to {pixels.max()}."
+        )
+    return pixels.astype(np.uint16)
+
+
+def _with_channels_first(
+    pixels: np.ndarray, n_channels: int, channels_last: bool | None, prefer_first: bool
+) -> np.ndarray:
+    if pixels.ndim == 2:
+        return pixels[None]
+    if pixels.ndim != 3:
+        raise ValueError(
+            f"Expected an image of shape (H, W), (H, W, C) or (C, H, W), got shape {pixels.shape}."
+        )
+    if channels_last is None:
+        channels_last = _finds_channels_last(pixels.shape, n_channels, prefer_first)
+    return np.moveaxis(pixels, -1, 0) if channels_last else pixels
+
+
+def _finds_channels_last(shape: tuple[int, ...], n_channels: int, prefer_first: bool) -> bool:
+    axes = (0, -1) if prefer_first else (-1, 0)
+    convertible = (GREY, RGBA) if n_channels == RGB else ()
+    for counts in ((n_channels,), convertible):
+        for axis in axes:
+            if shape[axis] in counts:
+                return axis == -1
+    raise ValueError(
+        f"Expected an image with {n_channels} channels on the first or the last axis, "
+        f"got shape {shape}."
+    )
+
+
+def _with_channels(pixels: np.ndarray, n_channels: int, convert: bool) -> np.ndarray:
+    found = pixels.shape[0]
+    if convert and n_channels == RGB and found == GREY:
+        return np.repeat(pixels, RGB, axis=0)
+    if convert and n_channels == RGB and found == RGBA:
+        return pixels[:RGB]
+    if found != n_channels:
+        raise ValueError(
+            f"Expected an image with {n_channels} channels, as many as image_mean has values, "
+            f"got {found} from the shape {pixels.shape}."
+        )
+    return pixels
+
+
+def _plain_dtype(pixels: np.ndarray) -> np.ndarray:
+    """The pixels as uint8, uint16 or float32."""
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if np.issubdtype(pixels.dtype, np.floating):
+        return pixels.astype(np.float32, copy=False)
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise TypeError(f"Expected an image of numbers, got dtype {pixels.dtype}.")
+    return _unsigned(pixels)
+
+
+def _unsigned(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"Expected pixel values from 0 to 255, got {low} to {high} in {pixels.dtype}. "
+            "Convert a 16-bit image to uint16, which means 0 to 65535."
+        )
+    return pixels.astype(np.uint8)
