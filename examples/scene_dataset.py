@@ -123,7 +123,7 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
 
 def _chances(areas: np.ndarray) -> np.ndarray:
     """Larger objects a little more often: most of the objects in a scene are small."""
-    weights = areas**0.25
+    weights = areas**0.5
     return weights / weights.sum()
 
 
@@ -156,14 +156,14 @@ def _window(rng: np.random.Generator, side: int, min_side: float) -> tuple[int, 
 def _window_around_object(
     rng: np.random.Generator, instances: np.ndarray
 ) -> tuple[int, int, int, int] | None:
-    """A square in which some object takes 15% to 80% of the side, None if there is no object."""
+    """A square in which some object takes 20% to 90% of the side, None if there is no object."""
     counts = np.bincount(instances.ravel(), minlength=2)
     ids = 1 + np.flatnonzero(counts[1:] >= MIN_VISIBLE_PIXELS)
     if len(ids) == 0:
         return None
     left, top, width, height = cv2.boundingRect((instances == rng.choice(ids)).astype(np.uint8))
     scene = instances.shape[0]
-    side = int(np.clip(max(width, height) / rng.uniform(0.15, 0.8), 64, scene))
+    side = int(np.clip(max(width, height) / rng.uniform(0.2, 0.9), 64, scene))
     starts = []
     for start, length in ((top, height), (left, width)):
         low, high = sorted((start + length - side, start))  # those that show the whole object

@@ -32,7 +32,11 @@ from segment_anything_transformers.loss_segment_anything import (
     correction_points,
     segmentation_loss,
 )
-from segment_anything_transformers.modeling_segment_anything import PADDING, SegmentAnythingModel
+from segment_anything_transformers.modeling_segment_anything import (
+    PADDING,
+    DecoderAttention,
+    SegmentAnythingModel,
+)
 
 AVERAGE_DECAY = 0.998
 
@@ -64,6 +68,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the image encoder")
     return parser.parse_args()
+
+
+@torch.no_grad()
+def start_by_position(model: SegmentAnythingModel) -> None:
+    """Lets the decoder's cross-attention begin between tokens and image at equal positions.
+
+    With equal projections of queries and keys, a score is high where the two position encodings
+    agree. From independent random ones it takes thousands of images until prompts are located.
+    """
+    for attention in model.mask_decoder.modules():
+        if isinstance(attention, DecoderAttention):
+            query, key = attention.q_proj, attention.k_proj
+            if query.out_features < query.in_features:  # self-attention does not narrow
+                query.weight.mul_(2.0)
+                key.weight.copy_(query.weight)
 
 
 def learning_rate_share(step: int, options: argparse.Namespace) -> float:
@@ -160,6 +179,7 @@ class Run:
         torch.manual_seed(options.seed)
         self.options = options
         self.model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
+        start_by_position(self.model)
         self.model.to(options.device).train()
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)

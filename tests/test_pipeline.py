@@ -28,15 +28,6 @@ SMALL = {"points_per_crop": 4, "points_per_batch": 5, **ALL_MASKS}
 CLASSES = [MaskGenerationPipeline, SegmentAnythingMaskGenerationPipeline]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors as small as these are computed many times faster without waiting for threads."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 class DiscModel(SegmentAnythingModel):
     """Random weights make no objects: here each mask is a ragged disc around its point."""
 
