@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 OUTPUT ?= demo_output
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 # Folders with code; those that a clone does not have are left out.
-CODE := $(wildcard src conversion hub_cards examples benchmarks)
+CODE := $(wildcard src conversion hub_cards examples benchmarks docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -10,6 +10,7 @@ scores highest itself. The filled box and OpenCV's GrabCut answer the same boxes
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -122,15 +123,34 @@ def show(title, summary):
     Console().print(table)
 
 
+def section(results):
+    """The section Quality as Markdown: one table for each kind of pictures."""
+    lines = ["## Quality", "", "Mean IoU, by the objects' longer side over the picture's. Measured"]
+    lines += [f"with `python benchmarks/quality.py` ({results['machine']}).", ""]
+    for title in ("held-out scenes", "photographs"):
+        summary = results.get(title)
+        if summary is None:
+            continue
+        columns = list(summary["all"])
+        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, figures in summary.items():
+            cells = [figures.get(column, "") for column in columns]
+            cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="sam_vit_t")
     parser.add_argument("--scenes", type=Path, help="folder of held-out scenes")
     parser.add_argument("--count", type=int, default=128, help="number of scenes")
     parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
     predictor = SAMPredictor(SegmentAnythingModel.from_pretrained(options.model))
-    results = {"model": options.model, "machine": platform.processor() or platform.machine()}
+    results = {"model": options.model, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     if options.scenes:
         pictures = scenes(options.scenes, options.count)
         results["held-out scenes"] = summarise(measure(predictor, pictures, options.count, False))
@@ -139,6 +159,9 @@ def main():
     show("Mean IoU, photographs", results["photographs"])
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n")
+    if options.readme:
+        text = options.readme.read_text().partition("## Quality")[0]
+        options.readme.write_text(text + section(results))
 
 
 if __name__ == "__main__":

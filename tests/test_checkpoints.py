@@ -313,9 +313,10 @@ def test_an_empty_folder_says_what_it_lacks(tmp_path):
         SegmentAnythingModel.from_pretrained(tmp_path)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"gone\.pth"):
-        SegmentAnythingModel.from_pretrained(tmp_path / "gone.pth")
+@pytest.mark.parametrize("name", ["gone.pth", "sam_vit_x", "./folder/of/mine", "/no/such/folder"])
+def test_a_missing_file_is_named(name):
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)} does not exist.*sam_vit_t"):
+        SegmentAnythingModel.from_pretrained(name)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,11 @@ def load_checkpoint(
         ValueError: The file does not hold a Segment Anything model.
     """
     location = _locate(str(source))
+    if _is_path(location) and not os.path.exists(location):
+        raise FileNotFoundError(
+            f"{location} does not exist. The presets are {', '.join(PRESETS)}; a Hub repository is "
+            "written owner/name."
+        )
     hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     if os.path.isfile(location):
         weights = _under_our_names(read_weights([location], framework))
@@ -230,6 +235,12 @@ def _locate(source: str) -> str:
     if source not in PRESETS or os.path.isdir(source):
         return source
     return preset_repository(source) or str(WEIGHTS_FOLDER / source)
+
+
+def _is_path(location: str) -> bool:
+    """Whether a name can only mean a file or folder: a repository has one slash and no suffix."""
+    is_file_name = Path(location).suffix in (".bin", ".pt", ".pth", ".safetensors")
+    return is_file_name or os.path.isabs(location) or location.count(os.sep) != 1
 
 
 def _under_our_names(weights: Weights) -> Weights:

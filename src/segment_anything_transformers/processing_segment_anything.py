@@ -87,14 +87,14 @@ class SegmentAnythingProcessor(ProcessorMixin):
         Args:
             images: One image or several of any sizes, see `SegmentAnythingImageProcessor`. None to
                 prepare prompts alone, for image embeddings computed before.
-            input_points: [image][prompt set][point][x, y], or [image][point][x, y] for one prompt
-                set an image.
+            input_points: `[image][prompt set][point][x, y]`, or `[image][point][x, y]` for one
+                prompt set an image.
             input_labels: The same without the last level: 1 foreground, 0 background, -1 not a
                 point, -10 padding. By default all points are foreground.
-            input_boxes: [image][prompt set][left, top, right, bottom], or with one level more
-                [image][prompt set][box][...], for several boxes that describe one object.
-            input_masks: [image][prompt set], or [image][prompt set][mask], of logits: (H', W') as
-                the model returns them, or (H0, W0) as large as the image. A single mask serves
+            input_boxes: `[image][prompt set][left, top, right, bottom]`, or with one level more
+                `[image][prompt set][box][...]`, for several boxes that describe one object.
+            input_masks: `[image][prompt set]`, or `[image][prompt set][mask]`, of logits: (H', W')
+                as the model returns them, or (H0, W0) as large as the image. A single mask serves
                 every prompt set of its image.
             segmentation_maps: True masks for training, see `SegmentAnythingImageProcessor`.
             return_tensors: "pt", "np", or None for numpy arrays and lists.

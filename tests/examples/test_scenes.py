@@ -254,7 +254,6 @@ def test_turned_mesh_is_consistent():
 
 
 def test_bodies_and_rooms_are_rendered(pools):
-    pytest.importorskip("pybullet")
     from examples.scenes import bodies, rooms
 
     rng = np.random.default_rng(0)

@@ -19,6 +19,7 @@ def meta_modeling() -> types.ModuleType:
         location = importlib.util.find_spec("segment_anything")
         parent = types.ModuleType("segment_anything")
         parent.__path__ = [str(Path(location.origin).parent)]
+        parent.__spec__ = location
         sys.modules["segment_anything"] = parent
     return importlib.import_module("segment_anything.modeling")
 
@@ -95,8 +96,6 @@ def huggingface_config(config) -> SamConfig:
             "num_multimask_outputs": config.nb_multimask_outputs,
             "iou_head_depth": config.decoder_iou_head_depth,
             "iou_head_hidden_dim": config.decoder_iou_hidden_dim,
-            # transformers' own default is 1e-6; Meta's transformer block has PyTorch's 1e-5
-            "layer_norm_eps": 1e-5,
         },
     )
 
@@ -109,3 +108,10 @@ def huggingface_model(model) -> SamModel:
     assert unexpected == []
     peer.tie_weights()
     return peer
+
+
+def decode_with_meta(sam, embedding, points, labels, boxes, masks, multimask_output):
+    """Logits (P, K, H', W') and scores (P, K) for the prompt sets of one image."""
+    tokens, dense = sam.prompt_encoder(None if points is None else (points, labels), boxes, masks)
+    positions = sam.prompt_encoder.get_dense_pe()
+    return sam.mask_decoder(embedding[None], positions, tokens, dense, multimask_output)

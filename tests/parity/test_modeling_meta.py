@@ -6,21 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers.configuration_segment_anything import (
-    SegmentAnythingModelConfig,
-)
-from tests.parity.peers import meta_model
+from tests.parity.peers import decode_with_meta, meta_model
 from tests.tiny import random_images, random_model, random_prompts, square_config
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 KINDS = [kinds for kinds in product((True, False), repeat=3)]
-
-
-def decode_with_meta(sam, embedding, points, labels, boxes, masks, multimask_output):
-    """Logits (P, K, H', W') and scores (P, K) for the prompt sets of one image."""
-    tokens, dense = sam.prompt_encoder(None if points is None else (points, labels), boxes, masks)
-    positions = sam.prompt_encoder.get_dense_pe()
-    return sam.mask_decoder(embedding[None], positions, tokens, dense, multimask_output)
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -83,23 +73,3 @@ def test_prompt_embeddings_equal_metas(models):
         kept = [0, 1, 2, 3, 5, 6]
         assert_close(tokens[image][:, kept], expected[0], **TOLERANCE)
         assert_close(dense[image], expected[1], **TOLERANCE)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_full_sam_vit_b_equals_metas():
-    model = random_model(SegmentAnythingModelConfig.from_preset("sam_vit_b"))
-    sam = meta_model(model)
-    pixels = random_images(model.config, count=1)
-    embeddings = sam.image_encoder(pixels)
-    assert_close(model.get_image_embeddings(pixels), embeddings, rtol=0.0, atol=1e-4)
-    prompts = random_prompts(model.config, images=1)
-    output = model(
-        image_embeddings=embeddings,
-        input_points=prompts["input_points"],
-        input_labels=prompts["input_labels"],
-    )
-    points = (prompts["input_points"][0], prompts["input_labels"][0])
-    logits, scores = decode_with_meta(sam, embeddings[0], *points, None, None, True)
-    assert_close(output.pred_masks[0], logits, rtol=0.0, atol=1e-4)
-    assert_close(output.iou_scores[0], scores, rtol=0.0, atol=1e-4)

@@ -1,0 +1,52 @@
+"""Puts trained weights into the package: `python -m examples.ship_sam_vit_t run/model`.
+
+They are stored in float16, but the frequencies of the position encoding, and computed in float32.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.configuration_segment_anything import (
+    SegmentAnythingModelConfig,
+)
+from segment_anything_transformers.image_processing_segment_anything import (
+    SegmentAnythingImageProcessor,
+)
+from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.processing_segment_anything import SegmentAnythingProcessor
+
+NAME = "sam_vit_t"
+
+
+def ship(source: Path, folder: Path) -> None:
+    """Writes configuration, weights and processor of the trained model in `source`.
+
+    Args:
+        source: Folder of a model, as the training writes it.
+        folder: Where the package looks for its weights.
+    """
+    model = SegmentAnythingModel.from_pretrained(source)
+    config = SegmentAnythingModelConfig.from_preset(NAME, dtype="float32")
+    config.architectures = [SegmentAnythingModel.__name__]
+    weights = {
+        name: tensor if "pe_layer" in name else tensor.to(torch.float16)
+        for name, tensor in model.state_dict().items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "model.safetensors.tmp"
+    save_file(weights, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)  # safetensors writes files that nobody else may read
+    unfinished.rename(folder / "model.safetensors")
+    config.save_pretrained(folder)
+    processor = SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(config))
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path, help="folder of the trained model")
+    ship(parser.parse_args().source, WEIGHTS_FOLDER / NAME)

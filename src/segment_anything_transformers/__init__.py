@@ -1,0 +1,75 @@
+"""Segment Anything for Transformers: one model in PyTorch and TensorFlow, with weights inside.
+
+Importing the package imports no framework: each name below is loaded when it is first used, and
+Transformers' Auto classes learn of the model when they are themselves first imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .auto_classes import register_when_imported
+
+if TYPE_CHECKING:
+    from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
+    from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
+    from .mask_generator import SAMAutomaticMaskGenerator
+    from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
+    from .pipeline_segment_anything import SegmentAnythingMaskGenerationPipeline
+    from .predictor import SAMPredictor
+    from .processing_segment_anything import SegmentAnythingProcessor
+    from .visualization import draw_masks, draw_prompts
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ImageResizer",
+    "SAMAutomaticMaskGenerator",
+    "SAMPredictor",
+    "SegmentAnythingImageProcessor",
+    "SegmentAnythingMaskGenerationPipeline",
+    "SegmentAnythingModel",
+    "SegmentAnythingModelConfig",
+    "SegmentAnythingOutput",
+    "SegmentAnythingProcessor",
+    "draw_masks",
+    "draw_prompts",
+    "list_presets",
+]
+
+_MODULES = {
+    "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
+    "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
+    "mask_generator": ("SAMAutomaticMaskGenerator",),
+    "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
+    "pipeline_segment_anything": ("SegmentAnythingMaskGenerationPipeline",),
+    "predictor": ("SAMPredictor",),
+    "processing_segment_anything": ("SegmentAnythingProcessor",),
+    "visualization": ("draw_masks", "draw_prompts"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module and keeps it."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "tensorflow"):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs {error.name}, which is not installed. Install it with "
+            f"`pip install 'segment-anything-transformers[{error.name}]'`.",
+            name=error.name,
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The module's own names and the public ones that are not loaded yet."""
+    return sorted({*globals(), *__all__})
+
+
+register_when_imported()

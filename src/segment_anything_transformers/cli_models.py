@@ -1,0 +1,107 @@
+"""The models of the command `segment-anything`: which there are, and how one is loaded."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .cli_files import UsageError, one_line
+
+# A name like this may be found on the Hub; a file that is not there is only missing.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)")
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Any:
+    """The model of that name, on the device and in the precision that were asked for.
+
+    Args:
+        name: A preset, a folder, a Hub repository or a `.pth` file of Meta's.
+        device: What torch calls it, or "auto" for the fastest there is.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        UsageError: There is no such model or device, or PyTorch is not installed.
+    """
+    from .configuration_segment_anything import list_presets
+
+    if not (name in list_presets() or Path(name).exists() or _REPOSITORY.fullmatch(name)):
+        raise UsageError(
+            f"unknown model {name!r}: expected {', '.join(list_presets())}, a folder or .pth file "
+            "that exists, or a Hub repository such as facebook/sam-vit-base"
+        )
+    try:
+        from . import SegmentAnythingModel
+    except ModuleNotFoundError as error:
+        raise UsageError(one_line(error)) from error
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    place = _usable_device(device)
+    try:
+        model: Any = SegmentAnythingModel.from_pretrained(name, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model {name}: {one_line(error)}") from error
+    return model.to(place).eval()
+
+
+def _usable_device(name: str) -> str:
+    """The device, or the fastest one for "auto"; UsageError if it is not here."""
+    import torch
+
+    if name == "auto":
+        is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return next((device for device in is_there if is_there[device]), "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the device {name!r} cannot be used here: {reason}") from error
+    return name
+
+
+def print_models(_: object = None) -> int:
+    """Prints a table of the presets: their size, and where their weights come from."""
+    from .configuration_segment_anything import (
+        SegmentAnythingModelConfig,
+        list_presets,
+        preset_repository,
+    )
+
+    table = Table("model")
+    for heading in ("parameters", "file", "input"):
+        table.add_column(heading, justify="right")
+    table.add_column("weights")
+    for name in list_presets():
+        config = SegmentAnythingModelConfig.from_preset(name)
+        height, width = config.input_size
+        count, size = _parameters_and_bytes(name, config)
+        origin = preset_repository(name) or "in the package"
+        table.add_row(name, count, size, f"{height} x {width}", origin)
+    Console().print(table)
+    return 0
+
+
+def _parameters_and_bytes(name: str, config: Any) -> tuple[str, str]:
+    """Number of parameters and size of the file, as a person reads them; "-" without PyTorch."""
+    from .checkpoints import WEIGHTS_FOLDER
+
+    try:
+        count = _parameter_count(config)
+    except ModuleNotFoundError:
+        return "-", "-"
+    shipped = [path.stat().st_size for path in WEIGHTS_FOLDER.glob(f"{name}/*.safetensors")]
+    n_bytes = sum(shipped) or 4 * count  # the Hub's files have four bytes a parameter
+    return f"{count / 1e6:.1f} M", f"{n_bytes / 1e6:.0f} MB"
+
+
+def _parameter_count(config: Any) -> int:
+    """How many numbers the model learns; none of them is made."""
+    import torch
+
+    from . import SegmentAnythingModel
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SegmentAnythingModel(config).parameters())

@@ -1,0 +1,141 @@
+"""Each test runs an interpreter of its own: what one import brings in cannot be undone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import segment_anything_transformers
+
+FRAMEWORKS = "{'torch', 'tensorflow', 'keras', 'jax'}"
+BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
+CHECK_AUTO_CLASSES = """
+import segment_anything_transformers as ours
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskGeneration
+from transformers import AutoProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+config = AutoConfig.for_model("segment_anything")
+assert type(config) is ours.SegmentAnythingModelConfig
+for auto in (AutoModel, AutoModelForMaskGeneration):
+    assert auto._model_mapping[type(config)] is ours.SegmentAnythingModel
+processors = set(IMAGE_PROCESSOR_MAPPING[type(config)].values())
+assert processors == {ours.SegmentAnythingImageProcessor}
+assert set(IMAGE_PROCESSOR_MAPPING[type(config)]) == {"pil", "torchvision"}
+assert PROCESSOR_MAPPING[type(config)] is ours.SegmentAnythingProcessor
+"""
+
+
+def run_python(code: str) -> str:
+    """What an interpreter prints that runs the code, with warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_package_imports_no_framework():
+    code = "import sys, segment_anything_transformers as ours\n"
+    code += f"print(ours.__version__, {FRAMEWORKS} & set(sys.modules))"
+    assert run_python(code) == f"{segment_anything_transformers.__version__} set()\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import segment_anything_transformers.modeling_segment_anything",
+        "import segment_anything_transformers; from transformers import pipeline",
+        "from transformers import AutoModel",  # Transformers first, ours after it
+    ],
+)
+def test_auto_classes_know_the_model_whatever_comes_first(first):
+    run_python(first + CHECK_AUTO_CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import pipeline",
+        "from transformers import ProcessorMixin",
+        "from transformers import BaseImageProcessor",
+        "import transformers.modeling_layers",
+        "ours.SegmentAnythingImageProcessor",
+        "ours.SegmentAnythingProcessor",
+        "ours.SegmentAnythingMaskGenerationPipeline",
+        "ours.SAMAutomaticMaskGenerator",
+    ],
+)
+def test_auto_classes_know_the_model_in_any_order_of_imports(first):
+    run_python(f"import segment_anything_transformers as ours\n{first}\n{CHECK_AUTO_CLASSES}")
+
+
+def test_other_models_get_what_they_got_before():
+    code = "import segment_anything_transformers\nfrom transformers import *\n"
+    code += "assert type(AutoConfig.for_model('sam')) is SamConfig\n"
+    code += "assert AutoModelForMaskGeneration._model_mapping[SamConfig] is SamModel"
+    run_python(code.replace("*", "AutoConfig, AutoModelForMaskGeneration, SamConfig, SamModel"))
+
+
+def test_everything_but_the_model_works_without_pytorch():
+    code = """
+import numpy as np
+import segment_anything_transformers as ours
+from transformers import AutoConfig, AutoProcessor, AutoImageProcessor
+config = AutoConfig.for_model("segment_anything", input_size=(64, 96))
+processor = ours.SegmentAnythingImageProcessor(size={"longest_edge": 96})
+pixels = processor(np.zeros((30, 40, 3), np.uint8), return_tensors="np")["pixel_values"]
+assert pixels.dtype == np.float32
+ours.draw_masks(np.zeros((3, 4, 3), np.uint8), [])
+ours.SAMAutomaticMaskGenerator, ours.SAMPredictor
+try:
+    ours.SegmentAnythingModel
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert run_python(BLOCK_TORCH + code) == (
+        "SegmentAnythingModel needs torch, which is not installed. "
+        "Install it with `pip install 'segment-anything-transformers[torch]'`.\n"
+    )
+
+
+def test_the_command_says_that_pytorch_is_missing(tmp_path):
+    code = "from segment_anything_transformers.cli import main\nsys.stderr = sys.stdout\n"
+    code += f"print(main(['demo', '-o', {str(tmp_path)!r}]))"
+    message, code = run_python(BLOCK_TORCH + code).splitlines()
+    assert code == "2"
+    assert message == (
+        "segment-anything: SegmentAnythingModel needs torch, which is not installed. "
+        "Install it with `pip install 'segment-anything-transformers[torch]'`."
+    )
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'SamModel'"):
+        _ = segment_anything_transformers.SamModel
+
+
+def test_the_lists_of_public_names_agree():
+    """The names for type checkers, for `import *`, for `dir` and for loading are the same."""
+    tree = ast.parse(Path(segment_anything_transformers.__file__).read_text())
+    imported = {
+        (node.module, alias.name)
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    loaded = segment_anything_transformers._MODULE_OF
+    assert {(module, name) for name, module in loaded.items()} == imported
+    public = segment_anything_transformers.__all__
+    assert sorted(loaded) == sorted(public)
+    assert set(public) <= set(dir(segment_anything_transformers))
+    for name in public:
+        assert getattr(segment_anything_transformers, name).__name__ == name

@@ -1,0 +1,62 @@
+"""What the README shows is what works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segment_anything_transformers.cli_arguments import build_parser
+from segment_anything_transformers.cli_files import image_size
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DEMO_IMAGE = ROOT / "src" / "segment_anything_transformers" / "demo" / "coffee.jpg"
+
+
+def code_blocks(language):
+    """The blocks in a language, in order, except those marked as not to be run."""
+    pattern = rf"(<!-- not run[^\n]*-->\n)?```{language}\n(.*?)```"
+    return [code for mark, code in re.findall(pattern, README, re.DOTALL) if not mark]
+
+
+@pytest.mark.slow
+def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = Image.open(DEMO_IMAGE)
+    photo.save("photo.jpg")
+    photo.resize((200, 300)).save("other.jpg")
+    names = {}
+    blocks = code_blocks("python")
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert image_size("everything.png") == photo.size
+    shapes = [tuple(mask.shape) for mask in names["masks"]]
+    assert shapes == [(2, 3, 400, 600), (2, 3, 300, 200)]
+    assert names["loss"].item() > 0
+
+
+def test_the_commands_are_commands():
+    lines = "".join(code_blocks("console")).splitlines()
+    commands = [line for line in lines if line.startswith("segment-anything")]
+    assert len(commands) == 5
+    for command in commands:
+        assert build_parser().parse_args(shlex.split(command)[1:]).command in command
+
+
+def test_make_has_the_targets_that_are_named():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make ([a-z-]+)", "".join(code_blocks("console")), re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_file_that_is_linked_exists():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(links) >= 4
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    width, _ = image_size(str(ROOT / "docs" / "images" / "coffee.png"))
+    assert width >= 800
