@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=Path, nargs="+", required=True, help="rendered scenes")
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
+    parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
@@ -75,6 +76,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the image encoder")
     return parser.parse_args()
+
+
+def initial_model(name: str | None) -> SegmentAnythingModel:
+    """A trained model, or one with random weights."""
+    if name is not None:
+        return SegmentAnythingModel.from_pretrained(name)
+    model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
+    start_by_position(model)
+    return model
 
 
 @torch.no_grad()
@@ -196,9 +206,7 @@ class Run:
         """Continues from a checkpoint where there is one, else starts from scratch."""
         torch.manual_seed(options.seed)
         self.options = options
-        self.model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
-        start_by_position(self.model)
-        self.model.to(options.device).train()
+        self.model = initial_model(options.initial).to(options.device).train()
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
         )
