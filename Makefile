@@ -32,8 +32,9 @@ $(VENV)/.torch: pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e ".[torch]"
 	@touch $@
 
+# The extra says tensorflow; for tests the build without CUDA does, under its own name.
 $(VENV)/.test: $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e ".[torch,test]"
+	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras -e ".[torch,test]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
     from .mask_generator import SAMAutomaticMaskGenerator
     from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
+    from .modeling_tf_segment_anything import TFSegmentAnythingModel
     from .pipeline_segment_anything import SegmentAnythingMaskGenerationPipeline
     from .predictor import SAMPredictor
     from .processing_segment_anything import SegmentAnythingProcessor
@@ -31,6 +32,7 @@ __all__ = [
     "SegmentAnythingModelConfig",
     "SegmentAnythingOutput",
     "SegmentAnythingProcessor",
+    "TFSegmentAnythingModel",
     "draw_masks",
     "draw_prompts",
     "list_presets",
@@ -41,11 +43,13 @@ _MODULES = {
     "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
     "mask_generator": ("SAMAutomaticMaskGenerator",),
     "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
+    "modeling_tf_segment_anything": ("TFSegmentAnythingModel",),
     "pipeline_segment_anything": ("SegmentAnythingMaskGenerationPipeline",),
     "predictor": ("SAMPredictor",),
     "processing_segment_anything": ("SegmentAnythingProcessor",),
     "visualization": ("draw_masks", "draw_prompts"),
 }
+_EXTRAS = {"torch": "torch", "tensorflow": "tensorflow", "keras": "tensorflow"}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
@@ -56,11 +60,11 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "tensorflow"):
+        if error.name not in _EXTRAS:
             raise
         raise ModuleNotFoundError(
             f"{name} needs {error.name}, which is not installed. Install it with "
-            f"`pip install 'segment-anything-transformers[{error.name}]'`.",
+            f"`pip install 'segment-anything-transformers[{_EXTRAS[error.name]}]'`.",
             name=error.name,
         ) from error
     globals()[name] = value

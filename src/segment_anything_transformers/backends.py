@@ -6,7 +6,7 @@ methods of `Backend` and one line in `_ADAPTERS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -123,8 +123,40 @@ class TorchBackend:
             return mask_logits.cpu().numpy(), iou_scores.cpu().numpy()
 
 
+class KerasBackend:
+    """A `TFSegmentAnythingModel`, on whichever backend of Keras it was made."""
+
+    name = "tensorflow"
+
+    def __init__(self, model: Any) -> None:
+        """Wraps a model without changing it."""
+        self.model = model
+        self.config: SegmentAnythingModelConfig = model.config
+
+    def encode_images(self, pixel_values: np.ndarray) -> Any:
+        """See `Backend.encode_images`."""
+        return self.model.get_image_embeddings(pixel_values.transpose(0, 2, 3, 1))
+
+    def decode(
+        self,
+        image_embeddings: Any,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+        multimask_output: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Backend.decode`."""
+        prompts = [
+            None if array is None else array[None] for array in (points, labels, boxes, masks)
+        ]
+        selection = slice(1, None) if multimask_output else slice(0, 1)
+        mask_logits, iou_scores = self.model.decode(image_embeddings, *prompts, selection)
+        return np.asarray(mask_logits[0], np.float32), np.asarray(iou_scores[0], np.float32)
+
+
 # The package that one of the model's base classes comes from, and what wraps such a model.
-_ADAPTERS = {"torch": TorchBackend}
+_ADAPTERS: dict[str, Callable[[Any], Backend]] = {"torch": TorchBackend, "keras": KerasBackend}
 
 
 def backend_for(model: Any) -> Backend:

@@ -43,8 +43,8 @@ _HUB_OPTIONS = (
     "subfolder",
     "token",
 )
-_SAFETENSORS = "model.safetensors"
-_SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
 
 # ------------------------------------------------------------------------------- configurations
@@ -255,15 +255,15 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_gated_repo": True,
     }
-    for name in (_SAFETENSORS, _SAFETENSORS_INDEX, _PICKLE):
+    for name in (SAFETENSORS, SAFETENSORS_INDEX, _PICKLE):
         path = cached_file(location, name, **hub, **optional)
         if path is None:
             continue
-        if name == _SAFETENSORS_INDEX:
+        if name == SAFETENSORS_INDEX:
             return get_checkpoint_shard_files(location, path, **hub)[0]
         return [path]
     raise OSError(
-        f"{location} has no {_SAFETENSORS}, {_SAFETENSORS_INDEX} or {_PICKLE}. Give a folder that "
+        f"{location} has no {SAFETENSORS}, {SAFETENSORS_INDEX} or {_PICKLE}. Give a folder that "
         "save_pretrained has written, a Hub repository, a .pth file, or one of the presets "
         f"{', '.join(PRESETS)}."
     )

@@ -1,0 +1,1170 @@
+"""Segment Anything in Keras 3: the classes of the PyTorch file, in its order.
+
+Everything is channels last: images (N, H, W, C), image embeddings (N, H'', W'', D), a grid of
+tokens (N, H'', W'', C). Attributes carry the names of the original checkpoints, from which the
+names of the weights follow. The numbers of images, of prompt sets and of prompts may be unknown
+when a graph is traced; the size of the images has to be known.
+
+Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from keras import layers, ops
+from safetensors.numpy import save_file
+from transformers.utils import PushToHubMixin
+
+from .checkpoints import SAFETENSORS_INDEX, load_checkpoint
+from .configuration_segment_anything import (
+    DECODER_DOWNSAMPLING,
+    ENCODER_NORM_EPS,
+    MASK_UPSCALING,
+    SegmentAnythingModelConfig,
+)
+from .mask_ops import bilinear_matrix
+
+PADDING = -10
+"""Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": lambda features: ops.gelu(features, approximate=False),
+    "gelu_tanh": lambda features: ops.gelu(features, approximate=True),
+    "hard_swish": ops.hard_silu,
+    "mish": lambda features: features * ops.tanh(ops.softplus(features)),
+    "relu": ops.relu,
+    "relu6": ops.relu6,
+    "silu": ops.silu,
+    "swish": ops.silu,
+}
+
+_HIDDEN = -3e4
+"""Added to the score of a token that does not exist: its weight is 0 in every precision."""
+
+_BIAS_ELEMENTS = 1 << 24
+"""Largest relative-position bias that is built at once, in elements an image (64 MiB in fp32)."""
+
+
+def _uniform() -> keras.initializers.Initializer:
+    """Uniform within one over the root of the number of inputs, as the PyTorch class starts."""
+    return keras.initializers.VarianceScaling(1.0 / 3.0, "fan_in", "uniform")
+
+
+def _dense(width: int, bias: bool = True) -> layers.Dense:
+    return layers.Dense(width, use_bias=bias, kernel_initializer=_uniform())
+
+
+def _convolution(width: int, kernel: int, stride: int = 1, bias: bool = True) -> layers.Conv2D:
+    padding = "same" if stride == 1 else "valid"
+    return layers.Conv2D(
+        width,
+        kernel,
+        stride,
+        padding,
+        data_format="channels_last",
+        use_bias=bias,
+        kernel_initializer=_uniform(),
+    )
+
+
+def _upscaling(width: int) -> layers.Conv2DTranspose:
+    return layers.Conv2DTranspose(
+        width, 2, 2, data_format="channels_last", kernel_initializer=_uniform()
+    )
+
+
+def _norm(eps: float = 1e-6) -> layers.LayerNormalization:
+    return layers.LayerNormalization(epsilon=eps)
+
+
+def _gelu() -> layers.Activation:
+    return layers.Activation(_ACTIVATIONS["gelu"])
+
+
+def _chain(steps: list[layers.Layer], features: Any) -> Any:
+    for step in steps:
+        features = step(features)
+    return features
+
+
+def _build_chain(steps: list[layers.Layer], shape: tuple[int | None, ...]) -> None:
+    for step in steps:
+        step.build(shape)
+        shape = step.compute_output_shape(shape)
+
+
+class Embedding(layers.Layer):
+    """Learned vectors that stand for something without a position."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        """Makes `rows` vectors."""
+        super().__init__()
+        self.shape = (rows, width)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Starts from a normal distribution."""
+        initializer = keras.initializers.RandomNormal(stddev=1.0)
+        self.weight = self.add_weight(shape=self.shape, initializer=initializer, name="weight")
+        self.built = True
+
+    @property
+    def vectors(self) -> Any:
+        """The vectors (rows, D) in the precision of the computation."""
+        return ops.cast(self.weight, self.compute_dtype)
+
+
+class Perceptron(layers.Layer):
+    """Two linear layers with an activation between them."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: Callable[[Any], Any], drop: float = 0.0
+    ) -> None:
+        """Maps `width` to `hidden` and back; `drop` acts after each layer in training."""
+        super().__init__()
+        self.width, self.hidden = width, hidden
+        self.lin1, self.lin2 = _dense(hidden), _dense(width)
+        self.activation = activation
+        self.drop = layers.Dropout(drop)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        self.lin1.build((None, self.width))
+        self.lin2.build((None, self.hidden))
+        self.built = True
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        """Transforms each token on its own."""
+        x = self.drop(self.activation(self.lin1(x)), training=training)
+        return self.drop(self.lin2(x), training=training)
+
+
+# ------------------------------------------------------------------------------ image encoder
+
+
+def _attend(query: Any, key: Any, value: Any, bias: Any, drop: Any, training: bool) -> Any:
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = ops.matmul(query * scale, ops.swapaxes(key, -2, -1))
+    weights = ops.softmax(scores if bias is None else scores + bias, axis=-1)
+    return ops.matmul(weights if drop is None else drop(weights, training=training), value)
+
+
+def _relative_positions(table: Any, size: int) -> Any:
+    """Rows of a relative-position table for every query and key of an axis: (size, size, c)."""
+    distances = 2 * size - 1
+    if table.shape[0] != distances:
+        table = ops.matmul(bilinear_matrix(table.shape[0], distances), table)
+    positions = np.arange(size)
+    indices = positions[:, None] - positions[None, :] + (size - 1)
+    return ops.reshape(ops.take(table, indices.ravel(), axis=0), (size, size, -1))
+
+
+class EncoderAttention(layers.Layer):
+    """Multi-head attention inside windows (or one window of the whole grid).
+
+    Relative positions add to the scores, decomposed by axis (arXiv:2112.01526).
+    """
+
+    def __init__(self, config: SegmentAnythingModelConfig, is_global: bool) -> None:
+        """Makes the tables of relative positions for the grid or for the window."""
+        super().__init__()
+        self.width = config.encoder_embed_dim
+        self.heads = config.encoder_nb_heads
+        self.window_size = 0 if is_global else config.encoder_window_size
+        self.grid_hw = config.grid_size()
+        self.qkv = _dense(3 * self.width, config.encoder_qkv_bias)
+        self.proj = _dense(self.width)
+        self.drop = layers.Dropout(config.encoder_drop_rate)
+        self.drop_attention = layers.Dropout(config.encoder_attn_drop_rate)
+
+    def _window_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
+        return (self.window_size, self.window_size) if self.window_size else grid_hw
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        self.qkv.build((None, self.width))
+        self.proj.build((None, self.width))
+        window_h, window_w = self._window_hw(self.grid_hw)
+        depth = self.width // self.heads
+        for name, side in (("rel_pos_h", window_h), ("rel_pos_w", window_w)):
+            table = self.add_weight(shape=(2 * side - 1, depth), initializer="zeros", name=name)
+            setattr(self, name, table)
+        self.built = True
+
+    def call(self, tokens: Any, training: bool = False) -> Any:
+        """Mixes the tokens of each window: (N, H'', W'', C) to the same shape."""
+        grid_h, grid_w = tokens.shape[1:3]
+        window_hw = self._window_hw((grid_h, grid_w))
+        query, key, value = self._windows(self.qkv(tokens), window_hw)
+        mixed = self._mix(query, key, value, window_hw, training)
+        mixed = self._grid(mixed, (grid_h, grid_w), window_hw)[:, :grid_h, :grid_w]
+        return self.drop(self.proj(mixed), training=training)
+
+    def _windows(self, qkv: Any, window_hw: tuple[int, int]) -> list[Any]:
+        """Queries, keys and values by window: three (N * windows, heads, h * w, c)."""
+        window_h, window_w = window_hw
+        qkv = self._pad(qkv, -qkv.shape[1] % window_h, -qkv.shape[2] % window_w)
+        rows, columns = qkv.shape[1] // window_h, qkv.shape[2] // window_w
+        depth = self.width // self.heads
+        split = ops.reshape(qkv, (-1, rows, window_h, columns, window_w, 3, self.heads, depth))
+        split = ops.transpose(split, (5, 0, 1, 3, 6, 2, 4, 7))
+        windows = (-1, self.heads, window_h * window_w, depth)
+        return [ops.reshape(split[part], windows) for part in range(3)]
+
+    def _pad(self, qkv: Any, pad_h: int, pad_w: int) -> Any:
+        """Completes the last windows with the projection of zeros, which is the bias."""
+        if not (pad_h or pad_w):
+            return qkv
+        height, width = qkv.shape[1:3]
+        padded = ops.pad(qkv, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
+        if not self.qkv.use_bias:
+            return padded
+        is_padding = np.ones((height + pad_h, width + pad_w, 1), bool)
+        is_padding[:height, :width] = False
+        return ops.where(is_padding, ops.cast(self.qkv.bias, qkv.dtype), padded)
+
+    def _mix(
+        self, query: Any, key: Any, value: Any, window_hw: tuple[int, int], training: bool
+    ) -> Any:
+        """Attention with relative positions, for some rows of queries at a time."""
+        window_h, window_w = window_hw
+        depth = query.shape[-1]
+        rows = ops.reshape(query, (-1, self.heads, window_h, window_w, depth))
+        positions_h = ops.cast(_relative_positions(self.rel_pos_h, window_h), query.dtype)
+        positions_w = ops.cast(_relative_positions(self.rel_pos_w, window_w), query.dtype)
+        step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
+        mixed = []
+        for start in range(0, window_h, step):
+            part = rows[:, :, start : start + step]
+            count = part.shape[2]
+            bias_h = ops.einsum("bnhwc,hkc->bnhwk", part, positions_h[start : start + step])
+            bias_w = ops.einsum("bnhwc,wkc->bnhwk", part, positions_w)
+            bias = bias_h[..., :, None] + bias_w[..., None, :]  # (B, heads, rows, w, h, w)
+            bias = ops.reshape(bias, (-1, self.heads, count * window_w, window_h * window_w))
+            queries = ops.reshape(part, (-1, self.heads, count * window_w, depth))
+            mixed.append(_attend(queries, key, value, bias, self.drop_attention, training))
+        return mixed[0] if len(mixed) == 1 else ops.concatenate(mixed, axis=2)
+
+    def _grid(self, mixed: Any, grid_hw: tuple[int, int], window_hw: tuple[int, int]) -> Any:
+        """Puts windows back side by side: (N, padded H'', padded W'', C)."""
+        window_h, window_w = window_hw
+        rows, columns = -(-grid_hw[0] // window_h), -(-grid_hw[1] // window_w)
+        depth = mixed.shape[-1]
+        grid = ops.reshape(mixed, (-1, rows, columns, self.heads, window_h, window_w, depth))
+        grid = ops.transpose(grid, (0, 1, 4, 2, 5, 3, 6))
+        return ops.reshape(grid, (-1, rows * window_h, columns * window_w, self.width))
+
+
+class EncoderBlock(layers.Layer):
+    """Attention and perceptron, each normalised before and added to its input."""
+
+    def __init__(self, config: SegmentAnythingModelConfig, index: int) -> None:
+        """Attends globally where the configuration lists `index`, else in windows."""
+        super().__init__()
+        self.width, eps = config.encoder_embed_dim, ENCODER_NORM_EPS[config.encoder_norm_layer]
+        is_global = index in config.encoder_global_attn_indices or not config.encoder_window_size
+        self.norm1 = _norm(eps)
+        self.attn = EncoderAttention(config, is_global)
+        self.norm2 = _norm(eps)
+        self.mlp = Perceptron(
+            self.width,
+            int(self.width * config.encoder_mlp_ratio),
+            _ACTIVATIONS[config.encoder_act_layer],
+            config.encoder_drop_rate,
+        )
+        last = max(1, config.encoder_nb_blocks - 1)
+        # One random number an image: its whole branch stays or goes (arXiv:1603.09382).
+        rate = config.encoder_drop_path_rate * index / last
+        self.drop_path = layers.Dropout(rate, noise_shape=(None, 1, 1, 1))
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for layer in (self.norm1, self.attn, self.norm2, self.mlp):
+            layer.build((None, None, None, self.width))
+        self.built = True
+
+    def call(self, tokens: Any, training: bool = False) -> Any:
+        """Refines the tokens: (N, H'', W'', C) to the same shape."""
+        branch = self.attn(self.norm1(tokens), training=training)
+        tokens = tokens + self.drop_path(branch, training=training)
+        branch = self.mlp(self.norm2(tokens), training=training)
+        return tokens + self.drop_path(branch, training=training)
+
+
+class PatchEmbedding(layers.Layer):
+    """One token for each patch of the image."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """A convolution whose kernel and stride are the patch size."""
+        super().__init__()
+        patch = config.encoder_patch_size
+        self.channels = config.in_channels
+        self.proj = _convolution(config.encoder_embed_dim, patch, patch)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        self.proj.build((None, None, None, self.channels))
+        self.built = True
+
+    def call(self, images: Any) -> Any:
+        """Tokens (N, H'', W'', C) of images (N, H, W, C)."""
+        return self.proj(images)
+
+
+class ImageEncoder(layers.Layer):
+    """Vision transformer with windowed and global attention, and a convolutional neck."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Builds the blocks that the configuration describes."""
+        super().__init__()
+        self.config, depth = config, config.embed_dim
+        self.patch_embed = PatchEmbedding(config)
+        self.drop = layers.Dropout(config.encoder_drop_rate)
+        self.blocks = [EncoderBlock(config, i) for i in range(config.encoder_nb_blocks)]
+        self.neck = [
+            _convolution(depth, 1, bias=False),
+            _norm(),
+            _convolution(depth, 3, bias=False),
+            _norm(),
+        ]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        width = self.config.encoder_embed_dim
+        self.patch_embed.build()
+        self.pos_embed = self.add_weight(
+            shape=(1, *self.config.grid_size(), width), initializer="zeros", name="pos_embed"
+        )
+        for block in self.blocks:
+            block.build()
+        _build_chain(self.neck, (None, None, None, width))
+        self.built = True
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Image embeddings (N, H'', W'', D) of normalised, padded images (N, H, W, C)."""
+        tokens = self.patch_embed(images)
+        positions = ops.cast(self._positions(*tokens.shape[1:3]), tokens.dtype)
+        tokens = self.drop(tokens + positions, training=training)
+        for block in self.blocks:
+            tokens = block(tokens, training=training)
+        return _chain(self.neck, tokens)
+
+    def _positions(self, grid_h: int, grid_w: int) -> Any:
+        """Absolute positions, resampled bilinearly for a grid of another size."""
+        positions = ops.convert_to_tensor(self.pos_embed)
+        _, given_h, given_w, _ = positions.shape
+        if (given_h, given_w) == (grid_h, grid_w):
+            return positions
+        by_row = ops.einsum("yh,nhwc->nywc", bilinear_matrix(given_h, grid_h), positions)
+        return ops.einsum("xw,nywc->nyxc", bilinear_matrix(given_w, grid_w), by_row)
+
+
+# ----------------------------------------------------------------------------- prompt encoder
+
+
+class PositionEncoding(layers.Layer):
+    """Random Fourier features of positions in the image (arXiv:2006.10739), always in float32."""
+
+    def __init__(self, width: int) -> None:
+        """Draws the frequencies: a (2, width / 2) matrix for x and y."""
+        super().__init__(dtype="float32")
+        self.width = width
+
+    def build(self, input_shape: Any = None) -> None:
+        """Draws the frequencies; they do not learn."""
+        self.positional_encoding_gaussian_matrix = self.add_weight(
+            shape=(2, self.width // 2),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            trainable=False,
+            name="positional_encoding_gaussian_matrix",
+        )
+        self.built = True
+
+    def call(self, points_xy: Any) -> Any:
+        """Encodings (..., D) of points (..., 2) in [0, 1], x before y."""
+        centred = 2.0 * points_xy - 1.0
+        frequencies = ops.convert_to_tensor(self.positional_encoding_gaussian_matrix)
+        # Written out: a product of matrices may be computed in a lower precision.
+        angles = centred[..., :1] * frequencies[0] + centred[..., 1:] * frequencies[1]
+        angles = 2.0 * math.pi * angles
+        return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+
+    def of_grid(self, grid_h: int, grid_w: int) -> Any:
+        """Encodings (H'', W'', D) of the centres of a grid's cells."""
+        centres_y = (np.arange(grid_h, dtype=np.float32) + 0.5) / grid_h
+        centres_x = (np.arange(grid_w, dtype=np.float32) + 0.5) / grid_w
+        return self(np.stack(np.meshgrid(centres_x, centres_y), axis=-1))
+
+
+class PromptEncoder(layers.Layer):
+    """Embeds points and boxes as tokens and masks as a grid."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Makes one embedding for each kind of point: background, foreground, two corners."""
+        super().__init__(autocast=False)  # coordinates stay float32 in every precision
+        width, hidden = config.embed_dim, config.prompt_mask_hidden_dim
+        self.pe_layer = PositionEncoding(width)
+        self.point_embeddings = [Embedding(1, width) for _ in range(4)]
+        self.not_a_point_embed = Embedding(1, width)
+        self.mask_downscaling = [
+            _convolution(hidden // 4, 2, 2),
+            _norm(),
+            _gelu(),
+            _convolution(hidden, 2, 2),
+            _norm(),
+            _gelu(),
+            _convolution(width, 1),
+        ]
+        self.no_mask_embed = Embedding(1, width)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        self.pe_layer.build()
+        _build_chain(self.mask_downscaling, (None, None, None, 1))
+        self.built = True
+
+    def call(
+        self,
+        points: Any,
+        labels: Any,
+        boxes: Any,
+        masks: Any,
+        input_hw: tuple[int, int],
+    ) -> tuple[Any, Any, Any]:
+        """Embeds the prompts of every prompt set.
+
+        Args:
+            points: (N, P, M1, 2) in pixels of the model input, or None.
+            labels: (N, P, M1), with points only.
+            boxes: (N, P, M2, 4), or None.
+            masks: (N, P or 1, M3, H', W') logits, or None; a mask of NaN does not exist.
+            input_hw: Size (H, W) of the model input.
+
+        Returns:
+            Tokens (N, P, M, D), None without points and boxes. Dense embeddings
+            (N or 1, P or 1, H'' or 1, W'' or 1, D). Which tokens exist (N, P, M), or None.
+        """
+        tokens, exists = self._tokens(points, labels, boxes, input_hw)
+        dense = ops.reshape(self.no_mask_embed.vectors, (1, 1, 1, 1, -1))
+        if masks is not None:
+            dense = self._embed_masks(masks, dense)
+        return tokens, dense, exists
+
+    def _tokens(
+        self, points: Any, labels: Any, boxes: Any, input_hw: tuple[int, int]
+    ) -> tuple[Any, Any]:
+        """Tokens of points and boxes; a set of points without a box ends in "not a point"."""
+        parts, existing = [], []
+        if points is not None:
+            is_point = ops.not_equal(labels, PADDING)
+            lacks_box = ops.any(is_point, axis=-1, keepdims=True)
+            if boxes is not None:
+                has_box = ops.any(_is_box(boxes), axis=-1, keepdims=True)
+                lacks_box = ops.logical_and(lacks_box, ops.logical_not(has_box))
+            images, sets = ops.shape(points)[:2]
+            nothing = self.not_a_point_embed.vectors[None, None]
+            nothing = ops.broadcast_to(nothing, (images, sets, 1, nothing.shape[-1]))
+            parts += [self._embed_points(points, labels, input_hw), nothing]
+            existing += [is_point, lacks_box]
+        if boxes is not None:
+            parts.append(self._embed_boxes(boxes, input_hw))
+            existing.append(ops.repeat(_is_box(boxes), 2, axis=-1))
+        if not parts:
+            return None, None
+        return ops.concatenate(parts, axis=2), ops.concatenate(existing, axis=-1)
+
+    def _embed_points(self, points: Any, labels: Any, input_hw: tuple[int, int]) -> Any:
+        """Tokens (N, P, M1, D): position and kind; -1 is a point without a position."""
+        background, foreground = self.point_embeddings[0].vectors, self.point_embeddings[1].vectors
+        positions = ops.cast(self._encode(points, input_hw), self.compute_dtype)
+        kinds = labels[..., None]
+        tokens = ops.where(ops.equal(kinds, 1), positions + foreground, positions)
+        tokens = ops.where(ops.equal(kinds, 0), positions + background, tokens)
+        return ops.where(ops.equal(kinds, -1), self.not_a_point_embed.vectors, tokens)
+
+    def _embed_boxes(self, boxes: Any, input_hw: tuple[int, int]) -> Any:
+        """Tokens (N, P, 2 M2, D) of the left top and right bottom corners."""
+        corners = ops.stack([boxes[..., :2], boxes[..., 2:]], axis=3)  # (N, P, M2, 2, 2)
+        kinds = ops.concatenate(
+            [self.point_embeddings[2].vectors, self.point_embeddings[3].vectors], axis=0
+        )
+        tokens = ops.cast(self._encode(corners, input_hw), self.compute_dtype) + kinds
+        images, sets, count = ops.shape(boxes)[:3]
+        return ops.reshape(tokens, (images, sets, 2 * count, tokens.shape[-1]))
+
+    def _encode(self, points_xy: Any, input_hw: tuple[int, int]) -> Any:
+        """Position encodings of pixels; half a pixel moves their corner to their centre."""
+        size_wh = np.array(input_hw[::-1], np.float32)
+        return self.pe_layer((ops.cast(points_xy, "float32") + 0.5) / size_wh)
+
+    def _embed_masks(self, masks: Any, no_mask: Any) -> Any:
+        """Embeddings (N, P, H'', W'', D), summed over the masks of a prompt set."""
+        images, sets, count = ops.shape(masks)[:3]
+        height, width = masks.shape[3:]
+        exists = ops.logical_not(ops.isnan(masks[..., 0, 0]))  # (N, P, M3)
+        logits = ops.cast(ops.nan_to_num(masks), self.compute_dtype)
+        embeddings = _chain(
+            self.mask_downscaling, ops.reshape(logits, (images * sets * count, height, width, 1))
+        )
+        shape = (images, sets, count, *embeddings.shape[1:])
+        shown = ops.cast(exists, embeddings.dtype)[..., None, None, None]
+        summed = ops.sum(ops.reshape(embeddings, shape) * shown, axis=2)
+        return ops.where(ops.any(exists, axis=-1)[..., None, None, None], summed, no_mask)
+
+
+def _is_box(boxes: Any) -> Any:
+    """Which boxes exist: (N, P, M2) of (N, P, M2, 4)."""
+    return ops.any(ops.not_equal(boxes, PADDING), axis=-1)
+
+
+# ------------------------------------------------------------------------------- mask decoder
+
+
+class DecoderAttention(layers.Layer):
+    """Multi-head attention whose inner width may be smaller than that of its input."""
+
+    def __init__(
+        self, config: SegmentAnythingModelConfig, downsampling: int = DECODER_DOWNSAMPLING
+    ) -> None:
+        """Projects to the embedding width over `downsampling`, and back."""
+        super().__init__()
+        self.width, self.heads = config.embed_dim, config.decoder_nb_heads
+        self.inner = self.width // downsampling
+        self.q_proj, self.k_proj = _dense(self.inner), _dense(self.inner)
+        self.v_proj, self.out_proj = _dense(self.inner), _dense(self.width)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for layer in (self.q_proj, self.k_proj, self.v_proj):
+            layer.build((None, self.width))
+        self.out_proj.build((None, self.inner))
+        self.built = True
+
+    def call(self, query: Any, key: Any, value: Any, exists: Any = None) -> Any:
+        """Attends from queries to keys, for each prompt set.
+
+        Args:
+            query: (N, P or 1, Tq, D). One set attends for every set of the keys.
+            key: (N, P or 1, Tk, D). One set serves every set of the queries.
+            value: Like `key`.
+            exists: (N, P, Tk), False where a key is padding.
+
+        Returns:
+            (N, P, Tq, D).
+        """
+        query, key, value = (
+            self._heads(projection(tokens))
+            for projection, tokens in (
+                (self.q_proj, query),
+                (self.k_proj, key),
+                (self.v_proj, value),
+            )
+        )  # (N, P or 1, heads, T, c)
+        if key.shape[1] == 1 and query.shape[1] != 1:
+            mixed = self._serve_all(query, key, value)
+        else:
+            bias = None
+            if exists is not None:
+                bias = ops.where(exists, 0.0, _HIDDEN)[:, :, None, None]
+                bias = ops.cast(bias, query.dtype)
+            mixed = _attend(query, key, value, bias, None, False)
+        images, sets, _, count, _ = ops.shape(mixed)
+        mixed = ops.reshape(ops.swapaxes(mixed, 2, 3), (images, sets, count, self.inner))
+        return self.out_proj(mixed)
+
+    def _heads(self, tokens: Any) -> Any:
+        images, sets, count, _ = ops.shape(tokens)
+        shape = (images, sets, count, self.heads, self.inner // self.heads)
+        return ops.swapaxes(ops.reshape(tokens, shape), 2, 3)
+
+    def _serve_all(self, query: Any, key: Any, value: Any) -> Any:
+        """One set of keys for every set of queries: these line up as queries of one set."""
+        images, sets, heads, count, depth = ops.shape(query)
+        lined_up = ops.reshape(ops.swapaxes(query, 1, 2), (images, heads, sets * count, depth))
+        mixed = _attend(lined_up, key[:, 0], value[:, 0], None, None, False)
+        return ops.swapaxes(ops.reshape(mixed, (images, heads, sets, count, depth)), 1, 2)
+
+
+class TwoWayBlock(layers.Layer):
+    """Tokens attend to themselves and to the image, then the image attends to the tokens."""
+
+    def __init__(self, config: SegmentAnythingModelConfig, is_first: bool) -> None:
+        """The first block's tokens are their own positions: it does not add them again."""
+        super().__init__()
+        self.width = config.embed_dim
+        self.self_attn = DecoderAttention(config, downsampling=1)
+        self.norm1 = _norm(1e-5)
+        self.cross_attn_token_to_image = DecoderAttention(config)
+        self.norm2 = _norm(1e-5)
+        self.mlp = Perceptron(self.width, config.decoder_mlp_channels, ops.relu)
+        self.norm3 = _norm(1e-5)
+        self.norm4 = _norm(1e-5)
+        self.cross_attn_image_to_token = DecoderAttention(config)
+        self.is_first = is_first
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for norm in (self.norm1, self.norm2, self.norm3, self.norm4):
+            norm.build((None, None, None, self.width))
+        self.self_attn.build()
+        self.cross_attn_token_to_image.build()
+        self.mlp.build()
+        self.cross_attn_image_to_token.build()
+        self.built = True
+
+    def call(
+        self, tokens: Any, image: Any, token_positions: Any, image_positions: Any, exists: Any
+    ) -> tuple[Any, Any]:
+        """Refines the tokens (N, P, T, D) and the image (N, P or 1, L, D), now one a set."""
+        if self.is_first:
+            tokens = self.self_attn(tokens, tokens, tokens, exists)
+        else:
+            placed = tokens + token_positions
+            tokens = tokens + self.self_attn(placed, placed, tokens, exists)
+        tokens = self.norm1(tokens)
+        placed_image = image + image_positions
+        attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        tokens = self.norm2(tokens + attended)
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        attended = self.cross_attn_image_to_token(
+            placed_image, tokens + token_positions, tokens, exists
+        )
+        return tokens, self.norm4(image + attended)
+
+
+class TwoWayTransformer(layers.Layer):
+    """Lets the tokens of a prompt set and the image inform each other."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Builds the blocks, and the tokens' last look at the image."""
+        super().__init__()
+        self.width = config.embed_dim
+        self.layers = [TwoWayBlock(config, i == 0) for i in range(config.decoder_nb_blocks)]
+        self.final_attn_token_to_image = DecoderAttention(config)
+        self.norm_final_attn = _norm(1e-5)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for layer in self.layers:
+            layer.build()
+        self.final_attn_token_to_image.build()
+        self.norm_final_attn.build((None, None, None, self.width))
+        self.built = True
+
+    def call(self, tokens: Any, image: Any, image_positions: Any, exists: Any) -> tuple[Any, Any]:
+        """Tokens (N, P, T, D) and image (N, P, L, D) after all blocks.
+
+        Args:
+            tokens: (N, P, T, D), output tokens and prompts.
+            image: (N, P or 1, L, D), one for all prompt sets where no mask tells them apart.
+            image_positions: (L, D) position encodings of the image.
+            exists: (N, P, T), False where a token is padding, or None.
+        """
+        positions = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, positions, image_positions, exists)
+        attended = self.final_attn_token_to_image(
+            tokens + positions, image + image_positions, image
+        )
+        return self.norm_final_attn(tokens + attended), image
+
+
+class LayeredPerceptron(layers.Layer):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
+        """Maps `width` to `out` through `depth` layers."""
+        super().__init__()
+        self.widths = [width, *[hidden] * (depth - 1), out]
+        self.layers = [_dense(after) for after in self.widths[1:]]
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for layer, before in zip(self.layers, self.widths, strict=False):
+            layer.build((None, before))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        """Transforms the last axis."""
+        for layer in self.layers[:-1]:
+            x = ops.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class MaskDecoder(layers.Layer):
+    """Predicts masks, and the quality of each, from image and prompts."""
+
+    def __init__(self, config: SegmentAnythingModelConfig) -> None:
+        """Makes one output token for each mask and one for their quality."""
+        super().__init__()
+        self.width, self.masks = config.embed_dim, config.nb_multimask_outputs + 1
+        width = self.width
+        self.transformer = TwoWayTransformer(config)
+        self.iou_token = Embedding(1, width)
+        self.mask_tokens = Embedding(self.masks, width)
+        self.output_upscaling = [
+            _upscaling(width // 4),
+            _norm(),
+            _gelu(),
+            _upscaling(width // 8),
+            _gelu(),
+        ]
+        self.output_hypernetworks_mlps = [
+            LayeredPerceptron(width, width, width // 8, 3) for _ in range(self.masks)
+        ]
+        self.iou_prediction_head = LayeredPerceptron(
+            width, config.decoder_iou_hidden_dim, self.masks, config.decoder_iou_head_depth
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        self.transformer.build()
+        _build_chain(self.output_upscaling, (None, 1, 1, self.width))
+        for perceptron in (*self.output_hypernetworks_mlps, self.iou_prediction_head):
+            perceptron.build()
+        self.built = True
+
+    def call(
+        self,
+        image_embeddings: Any,
+        image_positions: Any,
+        prompt_tokens: Any,
+        dense_embeddings: Any,
+        exists: Any,
+        selection: slice,
+    ) -> tuple[Any, Any]:
+        """Predicts the selected masks of every prompt set.
+
+        Args:
+            image_embeddings: (N, H'', W'', D).
+            image_positions: (H'', W'', D).
+            prompt_tokens: (N, P, M, D) or None.
+            dense_embeddings: (N or 1, P or 1, H'' or 1, W'' or 1, D).
+            exists: (N, P, M), False where a prompt is padding, or None.
+            selection: Which of the masks: 0 is the single one, the others are the multiple ones.
+
+        Returns:
+            Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
+        """
+        grid_h, grid_w = image_embeddings.shape[1:3]
+        image = image_embeddings[:, None] + dense_embeddings
+        images, sets = ops.shape(image)[0], ops.shape(image)[1]
+        image = ops.reshape(image, (images, sets, grid_h * grid_w, self.width))
+        tokens = ops.concatenate([self.iou_token.vectors, self.mask_tokens.vectors], axis=0)[
+            None, None
+        ]
+        if prompt_tokens is not None:
+            sets = ops.shape(prompt_tokens)[1]
+        tokens = ops.broadcast_to(tokens, (images, sets, self.masks + 1, self.width))
+        if prompt_tokens is not None:
+            tokens = ops.concatenate([tokens, prompt_tokens], axis=2)
+            outputs = ops.ones((images, sets, self.masks + 1), "bool")
+            exists = ops.concatenate([outputs, exists], axis=2)
+        positions = ops.reshape(image_positions, (grid_h * grid_w, self.width))
+        positions = ops.cast(positions, image.dtype)
+        tokens, image = self.transformer(tokens, image, positions, exists)
+        chosen = range(self.masks)[selection]
+        logits = self._masks(tokens[:, :, 1:], image, (grid_h, grid_w), chosen)
+        return logits, self.iou_prediction_head(tokens[:, :, 0])[..., selection]
+
+    def _masks(self, mask_tokens: Any, image: Any, grid_hw: tuple[int, int], chosen: range) -> Any:
+        """Logits (N, P, K, H', W'): each mask's token weighs the upscaled image's channels."""
+        images, sets = ops.shape(image)[:2]
+        weights = ops.stack(
+            [self.output_hypernetworks_mlps[k](mask_tokens[:, :, k]) for k in chosen], axis=2
+        )  # (N, P, K, D / 8)
+        grid = ops.reshape(image, (images * sets, *grid_hw, self.width))
+        upscaled = _chain(self.output_upscaling, grid)
+        height, width, depth = upscaled.shape[1:]
+        upscaled = ops.reshape(upscaled, (images, sets, height * width, depth))
+        logits = ops.matmul(weights, ops.swapaxes(upscaled, 2, 3))
+        return ops.reshape(logits, (images, sets, len(chosen), height, width))
+
+
+# -------------------------------------------------------------------------------------- model
+
+_DENSE_AXES = (1, 0)
+_CONVOLUTION_AXES = (2, 3, 1, 0)
+
+
+def _named_weights(
+    layer: Any, prefix: str = ""
+) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
+    """Name, variable, and the order of PyTorch's axes in it, of every weight below a layer.
+
+    The names are those of the attributes that lead there, as in the PyTorch class.
+    """
+    if isinstance(layer, (layers.Dense, layers.Conv2D, layers.Conv2DTranspose)):
+        is_dense = isinstance(layer, layers.Dense)
+        yield f"{prefix}weight", layer.kernel, _DENSE_AXES if is_dense else _CONVOLUTION_AXES
+        if layer.use_bias:
+            yield f"{prefix}bias", layer.bias, None
+    elif isinstance(layer, layers.LayerNormalization):
+        yield f"{prefix}weight", layer.gamma, None
+        yield f"{prefix}bias", layer.beta, None
+    else:
+        public = {n: value for n, value in vars(layer).items() if not n.startswith("_")}
+        for name, value in public.items():  # a layer's own come first, as PyTorch lists them
+            if isinstance(value, keras.Variable):
+                yield prefix + name, value, None
+        for name, value in public.items():
+            if isinstance(value, layers.Layer):
+                yield from _named_weights(value, f"{prefix}{name}.")
+            elif isinstance(value, list):
+                steps = {i: step for i, step in enumerate(value) if isinstance(step, layers.Layer)}
+                for index, step in steps.items():
+                    yield from _named_weights(step, f"{prefix}{name}.{index}.")
+
+
+class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
+    """Segment Anything: masks for points, boxes and masks in an image."""
+
+    config_class = SegmentAnythingModelConfig
+
+    def __init__(self, config: SegmentAnythingModelConfig, **kwargs: Any) -> None:
+        """Builds the model that the configuration describes, with random weights.
+
+        Args:
+            config: The configuration.
+            kwargs: What `keras.Model` takes.
+        """
+        super().__init__(autocast=False, **kwargs)
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weights."""
+        for part in (self.image_encoder, self.prompt_encoder, self.mask_decoder):
+            part.build()
+        self.built = True
+
+    @property
+    def dummy_inputs(self) -> dict[str, Any]:
+        """One black image with one foreground point, of the shapes that `call` takes."""
+        height, width = self.config.input_size
+        return {
+            "images": ops.zeros((1, height, width, self.config.in_channels)),
+            "points": ops.convert_to_tensor([[[width / 2, height / 2]]]),
+            "labels": ops.ones((1, 1), "int32"),
+        }
+
+    @property
+    def mask_threshold(self) -> float:
+        """Logits above it belong to the mask."""
+        return self.config.mask_threshold
+
+    def grid_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Spatial size (H'', W'') of the image embeddings.
+
+        Args:
+            input_size: Size (H, W) of the model input, by default the configuration's.
+        """
+        return self.config.grid_size(input_size)
+
+    def mask_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Spatial size (H', W') of mask prompts and of low-resolution logits.
+
+        Args:
+            input_size: Size (H, W) of the model input, by default the configuration's.
+        """
+        return self.config.mask_size(input_size)
+
+    def get_image_embeddings(self, images: Any, training: bool = False) -> Any:
+        """Embeddings (N, H'', W'', D) of images, to be used again for any number of prompts.
+
+        Args:
+            images: (N, H, W, C), resized, normalised and padded.
+            training: Whether the drop rates act.
+
+        Raises:
+            ValueError: The channels or the size are not the configuration's.
+        """
+        images = ops.convert_to_tensor(images)
+        self._check_images(tuple(images.shape))
+        return self.image_encoder(ops.cast(images, self.compute_dtype), training=training)
+
+    def get_prompt_embeddings(
+        self, inputs: dict[str, Any], input_size: tuple[int, int] | None = None
+    ) -> tuple[Any, Any]:
+        """Embeddings of prompts: tokens (N, P, M, D) and a grid (N, P, H'', W'', D).
+
+        Without a mask the grid is (1, 1, 1, 1, D), to be broadcast; without points and boxes
+        there are no tokens. There is a token for what a prompt set does not have, too.
+
+        Args:
+            inputs: The prompts, as `call` takes them.
+            input_size: Size (H, W) that the coordinates refer to, by default the configuration's.
+        """
+        prompts, _ = _read_prompts(inputs)
+        tokens, dense, _ = self.prompt_encoder(
+            *prompts, input_hw=input_size or self.config.input_size
+        )
+        return tokens, dense
+
+    def call(
+        self,
+        inputs: dict[str, Any],
+        training: bool = False,
+        multimask_output: bool = False,
+        return_logits: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """Masks of every image, at the size of the model input.
+
+        Args:
+            inputs: A dictionary with `images` (N, H, W, C) and, each of them optional or of
+                length 0, `points` (N, M1, 2), `labels` (N, M1), `boxes` (N, M2, 4) and `masks`
+                (N, M3, H', W'). Or what the processor returns: `pixel_values` (N, C, H, W),
+                `input_points` (N, P, M1, 2) and so on; results have an axis P then. Instead of
+                images `image_embeddings` (N, H'', W'', D).
+            training: Whether the drop rates act.
+            multimask_output: True for K = `nb_multimask_outputs` nested masks, False for one.
+            return_logits: True for logits instead of boolean masks.
+
+        Returns:
+            Masks (N, K, H, W), bool or logits; scores (N, K); logits (N, K, H', W').
+
+        Raises:
+            ValueError: A name is unknown or a shape does not fit.
+        """
+        prompts, has_sets = _read_prompts(inputs)
+        embeddings = self._embeddings(inputs, training)
+        selection = slice(1, None) if multimask_output else slice(0, 1)
+        logits, scores = self.decode(embeddings, *prompts, selection)
+        masks = self._at_input_size(logits)
+        if not return_logits:
+            masks = masks > self.mask_threshold
+        results = (masks, scores, logits)
+        return results if has_sets else tuple(result[:, 0] for result in results)
+
+    def decode(
+        self,
+        image_embeddings: Any,
+        points: Any = None,
+        labels: Any = None,
+        boxes: Any = None,
+        masks: Any = None,
+        selection: slice = slice(None),
+    ) -> tuple[Any, Any]:
+        """Logits (N, P, K, H', W') and qualities (N, P, K) of the selected masks.
+
+        Args:
+            image_embeddings: (N, H'', W'', D).
+            points: (N, P, M1, 2) or None.
+            labels: (N, P, M1), with points.
+            boxes: (N, P, M2, 4) or None.
+            masks: (N, P or 1, M3, H', W') or None.
+            selection: Which masks: 0 is the single one, the others the multiple ones.
+        """
+        grid_h, grid_w = image_embeddings.shape[1:3]
+        patch = self.config.encoder_patch_size
+        tokens, dense, exists = self.prompt_encoder(
+            points, labels, boxes, masks, input_hw=(grid_h * patch, grid_w * patch)
+        )
+        positions = self.prompt_encoder.pe_layer.of_grid(grid_h, grid_w)
+        return self.mask_decoder(
+            ops.cast(image_embeddings, self.compute_dtype),
+            positions,
+            tokens,
+            dense,
+            exists,
+            selection=selection,
+        )
+
+    def _embeddings(self, inputs: dict[str, Any], training: bool) -> Any:
+        given = [name for name in _IMAGE_NAMES if inputs.get(name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of {', '.join(_IMAGE_NAMES)}, got {given}.")
+        values = ops.convert_to_tensor(inputs[given[0]])
+        if given[0] == "image_embeddings":
+            return values
+        if given[0] == "pixel_values":
+            values = ops.transpose(values, (0, 2, 3, 1))
+        return self.get_image_embeddings(values, training)
+
+    def _at_input_size(self, logits: Any) -> Any:
+        images, sets, count = ops.shape(logits)[:3]
+        height, width = logits.shape[3:]
+        scale = self.config.encoder_patch_size // MASK_UPSCALING
+        flat = ops.reshape(logits, (images * sets * count, height, width, 1))
+        if scale != 1:
+            size = (
+                height * self.config.encoder_patch_size // MASK_UPSCALING,
+                width * self.config.encoder_patch_size // MASK_UPSCALING,
+            )
+            flat = ops.image.resize(flat, size, "bilinear", data_format="channels_last")
+        return ops.reshape(flat, (images, sets, count, *flat.shape[1:3]))
+
+    def _check_images(self, shape: tuple[int | None, ...]) -> None:
+        config = self.config
+        if len(shape) != 4 or shape[3] != config.in_channels:
+            raise ValueError(
+                f"images must have the shape (N, H, W, {config.in_channels}), got {shape}."
+            )
+        height, width = shape[1:3]
+        if config.fixed_input_size and (height, width) != config.input_size:
+            raise ValueError(
+                f"This model takes images of {config.input_size} pixels, got {(height, width)}. "
+                "Use the image processor, or load the model with fixed_input_size=False."
+            )
+        if height is None or width is None:
+            raise ValueError("The height and width of the images must be known.")
+        if height % config.encoder_patch_size or width % config.encoder_patch_size:
+            raise ValueError(
+                f"Height and width must be multiples of the patch size "
+                f"{config.encoder_patch_size}, got {(height, width)}."
+            )
+
+    # -------------------------------------------------------------------------------- weights
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Weights as numpy arrays, with the names and the axes of the PyTorch class."""
+        state = {}
+        for name, variable, axes in _named_weights(self):
+            array = np.asarray(ops.convert_to_tensor(variable))
+            array = array if axes is None else array.transpose(np.argsort(axes))
+            state[name] = np.ascontiguousarray(array)
+        return state
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Takes weights with the names and the axes of the PyTorch class.
+
+        Raises:
+            ValueError: Weights are missing, too many, or of another shape, each named.
+        """
+        named = {name: (variable, axes) for name, variable, axes in _named_weights(self)}
+        missing, unexpected = sorted(named.keys() - state), sorted(state.keys() - named)
+        wrong = []
+        for name in named.keys() & state.keys():
+            variable, axes = named[name]
+            array = state[name] if axes is None else state[name].transpose(axes)
+            if tuple(array.shape) != tuple(variable.shape):
+                wrong.append(f"{name} is {state[name].shape}")
+                continue
+            variable.assign(array)
+        if missing or unexpected or wrong:
+            raise ValueError(
+                f"The weights do not fit the configuration. Missing: {missing}. "
+                f"Unexpected: {unexpected}. Of another shape: {wrong}."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        config: SegmentAnythingModelConfig | str | os.PathLike[str] | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Model with the weights of a preset, a folder, a Hub repository or a Meta checkpoint.
+
+        Reads what `SegmentAnythingModel.from_pretrained` reads; a `.pth` file needs PyTorch.
+
+        Args:
+            pretrained_model_name_or_path: The preset's name, folder, repository or file.
+            config: The configuration to use instead of the checkpoint's.
+            dtype: A dtype policy of Keras, such as "mixed_bfloat16"; by default the global one.
+            kwargs: Fields of the configuration to replace, and options of the Hub.
+
+        Raises:
+            OSError: No such preset, file, folder or repository, or a file that cannot be read.
+            TypeError: An option is unknown.
+            ValueError: The weights do not fit the model, each named.
+        """
+        config, weights, unknown = load_checkpoint(
+            pretrained_model_name_or_path, cls.config_class, config, kwargs, framework="np"
+        )
+        if unknown:
+            raise TypeError(f"Unknown options {sorted(unknown)}.")
+        policy = keras.config.dtype_policy()
+        try:
+            keras.config.set_dtype_policy(dtype or policy)
+            model = cls(config)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        model.load_state_dict(weights)
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        max_shard_size: int | str = "50GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes configuration and weights; the file is the one that the PyTorch class writes.
+
+        Args:
+            save_directory: Folder, made if needed.
+            max_shard_size: Weights beyond it go to several files.
+            push_to_hub: Whether to upload the folder.
+            kwargs: Options of `push_to_hub`.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = ["SegmentAnythingModel"]
+        self.config.save_pretrained(folder)
+        state = self.state_dict()
+        split = split_state_dict_into_shards_factory(
+            state,
+            get_storage_size=lambda array: array.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+        for name, keys in split.filename_to_tensors.items():
+            unfinished = folder / f"{name}.tmp"
+            save_file({key: state[key] for key in keys}, unfinished, metadata={"format": "pt"})
+            unfinished.rename(folder / name)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+
+_IMAGE_NAMES = ("images", "pixel_values", "image_embeddings")
+_PROMPT_NAMES = ("points", "labels", "boxes", "masks")
+_OTHER_NAMES = ("original_sizes", "reshaped_input_sizes")
+
+
+def _read_prompts(inputs: dict[str, Any]) -> tuple[tuple[Any, Any, Any, Any], bool]:
+    """Points, labels, boxes and masks with an axis P, and whether they came with one.
+
+    Raises:
+        ValueError: A name is unknown, or names of both kinds are mixed.
+    """
+    with_sets = [f"input_{name}" for name in _PROMPT_NAMES]
+    unknown = sorted(set(inputs) - {*_IMAGE_NAMES, *_PROMPT_NAMES, *with_sets, *_OTHER_NAMES})
+    if unknown:
+        raise ValueError(
+            f"Unknown inputs {unknown}. Expected {', '.join(_IMAGE_NAMES)}, and "
+            f"{', '.join(_PROMPT_NAMES)} or {', '.join(with_sets)}."
+        )
+    has_sets = "pixel_values" in inputs or any(name in inputs for name in with_sets)
+    if has_sets and any(name in inputs for name in _PROMPT_NAMES):
+        raise ValueError(f"Give prompts either as {_PROMPT_NAMES} or as {with_sets}, not both.")
+    prompts = []
+    for plain, name in zip(_PROMPT_NAMES, with_sets, strict=True):
+        values = inputs.get(name if has_sets else plain)
+        values = None if values is None else ops.convert_to_tensor(values)
+        prompts.append(values if values is None or has_sets else values[:, None])
+    points, labels, boxes, masks = prompts
+    if points is None and labels is not None:
+        raise ValueError("labels need points: each label belongs to a point.")
+    if points is not None and labels is None:
+        labels = ops.ones(ops.shape(points)[:-1], "int32")
+    if boxes is not None and len(boxes.shape) == 3:
+        boxes = boxes[:, :, None]
+    if masks is not None and len(masks.shape) == 4:
+        masks = masks[:, :, None]
+    return (points, labels, boxes, masks), has_sets
