@@ -29,13 +29,15 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     photo.resize((200, 300)).save("other.jpg")
     names = {}
     blocks = code_blocks("python")
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert image_size("everything.png") == photo.size
     shapes = [tuple(mask.shape) for mask in names["masks"]]
     assert shapes == [(2, 3, 400, 600), (2, 3, 300, 200)]
     assert names["loss"].item() > 0
+    assert names["tf_masks"].shape == (1, 3, 512, 512)
+    assert (tmp_path / "my-tf-sam" / "model.safetensors").exists()
 
 
 def test_the_commands_are_commands():
