@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -44,7 +45,7 @@ def photographs():
 
     folder = Path(skimage.__file__).parent / "data"
     for name, objects in json.loads((PHOTOGRAPHS / "objects.json").read_text()).items():
-        image = cv2.cvtColor(cv2.imread(str(folder / name)), cv2.COLOR_BGR2RGB)
+        image = np.asarray(Image.open(folder / name).convert("RGB"))
         masks = np.zeros((len(objects), *image.shape[:2]), np.uint8)
         for mask, outline in zip(masks, objects.values(), strict=True):
             cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
