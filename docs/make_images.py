@@ -41,7 +41,9 @@ def main() -> None:
     click = draw_prompts(draw_masks(image, [masks[scores.argmax()]]), [DEMO_POINT])
     masks, _, _ = predictor(boxes=np.array([BOX]), multimask_output=False)
     box = draw_prompts(draw_masks(image, masks, ["#f97316"]), boxes=[BOX])
-    records = SAMAutomaticMaskGenerator(model).generate(image)
+    # The small model is less sure of itself than those that the default thresholds are made for.
+    generator = SAMAutomaticMaskGenerator(model, pred_iou_thresh=0.2, stability_score_thresh=0.6)
+    records = generator.generate(image)
     everything = draw_masks(image, [record["segmentation"] for record in records])
 
     FOLDER.mkdir(exist_ok=True)
