@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from examples.scene_dataset import SceneDataset, ViewOptions
 from segment_anything_transformers.configuration_segment_anything import (
+    PADDING,
     SegmentAnythingModelConfig,
 )
 from segment_anything_transformers.loss_segment_anything import (
@@ -38,7 +39,6 @@ from segment_anything_transformers.loss_segment_anything import (
     segmentation_loss,
 )
 from segment_anything_transformers.modeling_segment_anything import (
-    PADDING,
     DecoderAttention,
     SegmentAnythingModel,
 )

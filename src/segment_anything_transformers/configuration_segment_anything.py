@@ -32,6 +32,9 @@ MASK_UPSCALING = 4
 DECODER_DOWNSAMPLING = 2
 """Width of the embeddings over the width inside the decoder's cross-attention."""
 
+PADDING = -10
+"""Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
+
 _HUB = "https://huggingface.co/"
 
 PRESETS: dict[str, dict[str, Any]] = {

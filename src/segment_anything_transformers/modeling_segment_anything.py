@@ -27,12 +27,10 @@ from .configuration_segment_anything import (
     DECODER_DOWNSAMPLING,
     ENCODER_NORM_EPS,
     MASK_UPSCALING,
+    PADDING,
     SegmentAnythingModelConfig,
 )
 from .loss_segment_anything import segmentation_loss
-
-PADDING = -10
-"""Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -27,12 +27,10 @@ from .configuration_segment_anything import (
     DECODER_DOWNSAMPLING,
     ENCODER_NORM_EPS,
     MASK_UPSCALING,
+    PADDING,
     SegmentAnythingModelConfig,
 )
 from .mask_ops import bilinear_matrix
-
-PADDING = -10
-"""Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": lambda features: ops.gelu(features, approximate=False),

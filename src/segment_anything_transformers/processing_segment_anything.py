@@ -8,6 +8,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .configuration_segment_anything import PADDING
 from .image_arrays import to_numpy
 from .image_processing_segment_anything import SegmentAnythingImageProcessor
 from .image_resizer import ImageResizer, InputGeometry, SizeHW
@@ -16,7 +17,6 @@ from .prompt_sets import (
     BOXES,
     LABELS,
     MASKS,
-    PADDING,
     POINTS,
     PromptSets,
     batched,

@@ -1,6 +1,6 @@
 """Prompts in nested lists, arrays or tensors, read into prompt sets and batched with padding.
 
-A prompt set is what describes one object: its points, boxes or masks. Needs numpy only.
+A prompt set is what describes one object: its points, boxes or masks.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .configuration_segment_anything import PADDING
 from .image_arrays import to_numpy
-
-PADDING = -10
-"""Label of a padded point, and each coordinate of padded points and boxes."""
 
 PromptSets = list[list[np.ndarray]]
 """Prompts of one kind: for each image its prompt sets, for each of them an array of items."""
