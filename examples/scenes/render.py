@@ -142,8 +142,8 @@ def render_all(count: int, recipe: Recipe, folder: Path, pools: Path, workers: i
         bar = stack.enter_context(tqdm(total=count, initial=done, unit="scene"))
         results: Iterator[int] = map(work, open_jobs)
         if workers > 1:
-            # OpenCV's own threads would only get in each other's way.
-            pool = multiprocessing.Pool(workers, cv2.setNumThreads, (1,))
+            # OpenCV's own threads would only get in each other's way; a fork of them can hang.
+            pool = multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,))
             results = stack.enter_context(pool).imap_unordered(work, open_jobs)
         for scenes in results:
             bar.update(scenes)
