@@ -36,7 +36,7 @@ from segment_anything_transformers.configuration_segment_anything import (
 )
 from segment_anything_transformers.loss_segment_anything import (
     correction_points,
-    segmentation_loss,
+    loss_of_all_masks,
 )
 from segment_anything_transformers.modeling_segment_anything import (
     DecoderAttention,
@@ -44,6 +44,9 @@ from segment_anything_transformers.modeling_segment_anything import (
 )
 
 AVERAGE_DECAY = 0.998
+NO_MATRICES = ("embed", "rel_pos", "iou_token", "mask_tokens")
+FINER = (1.5, 6.0)
+"""By how much every second frequency of the position encoding is raised, from the first on."""
 RANK = int(os.environ.get("RANK", "0"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -57,6 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
+    parser.add_argument(
+        "--finer-positions", action="store_true", help="raise half of the position frequencies"
+    )
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
@@ -78,12 +84,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def initial_model(name: str | None) -> SegmentAnythingModel:
+def initial_model(options: argparse.Namespace) -> SegmentAnythingModel:
     """A trained model, or one with random weights."""
-    if name is not None:
-        return SegmentAnythingModel.from_pretrained(name)
-    model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
-    start_by_position(model)
+    if options.initial is None:
+        model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
+        start_by_position(model)
+    else:
+        model = SegmentAnythingModel.from_pretrained(options.initial)
+    if options.finer_positions:
+        add_fine_positions(model)
     return model
 
 
@@ -102,6 +111,18 @@ def start_by_position(model: SegmentAnythingModel) -> None:
                 key.weight.copy_(query.weight)
 
 
+@torch.no_grad()
+def add_fine_positions(model: SegmentAnythingModel) -> None:
+    """Raises every second frequency of the position encoding.
+
+    Frequencies of one cycle over half the picture, as usual, tell positions a tenth of its side
+    apart: too coarse for the corners of a small box.
+    """
+    frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix[:, ::2]
+    low, high = (math.log(factor) for factor in FINER)
+    frequencies.mul_(torch.linspace(low, high, frequencies.shape[1]).exp())
+
+
 def learning_rate_share(step: int, options: argparse.Namespace) -> float:
     """Share of the full learning rate at a step: a linear rise, a plateau, a linear fall."""
     rise = min(1.0, (step + 1) / options.warmup_steps)
@@ -110,16 +131,22 @@ def learning_rate_share(step: int, options: argparse.Namespace) -> float:
     return min(rise, max(0.0, (options.steps - step) / options.decay_steps))
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, embeddings and positions do not."""
+def make_optimizers(
+    model: torch.nn.Module, options: argparse.Namespace
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the rest: twice the progress of AdamW alone in a step.
+
+    Biases, norms, embeddings and positions do not decay.
+    """
     named = list(model.named_parameters())
-    decays = [p for n, p in named if p.ndim > 1 and "embed" not in n and "rel_pos" not in n]
-    chosen = {id(parameter) for parameter in decays}
-    rest = [parameter for _, parameter in named if id(parameter) not in chosen]
-    return [
-        {"params": decays, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    plain = {n for n, p in named if p.ndim == 1 or any(part in n for part in NO_MATRICES)}
+    matrices = [p for n, p in named if n not in plain and p.ndim == 2]
+    kernels = [p for n, p in named if n not in plain and p.ndim > 2]
+    rest = [p for n, p in named if n in plain]
+    rate, decay = options.learning_rate, options.weight_decay
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    return [muon, torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
 
 
 def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
@@ -144,12 +171,6 @@ def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
     return all_points, labels, all_boxes
 
 
-def loss_of_masks(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
-    """Loss of the single mask and of the best of the multiple ones."""
-    single = segmentation_loss(logits[:, :, :1], scores[:, :, :1], truth)
-    return single + segmentation_loss(logits[:, :, 1:], scores[:, :, 1:], truth)
-
-
 def training_loss(
     model: SegmentAnythingModel, batch: dict[str, Tensor], correct: bool
 ) -> tuple[Tensor, dict[str, float]]:
@@ -159,7 +180,7 @@ def training_loss(
     embeddings = model.get_image_embeddings(pixels)
     points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
     logits, scores = model.decode(embeddings, points, labels, boxes)
-    loss = loss_of_masks(logits, scores, truth)
+    loss = loss_of_all_masks(logits, scores, truth)
     figures = measure(logits.detach(), scores.detach(), truth)
     if not correct:
         return loss, figures
@@ -169,7 +190,7 @@ def training_loss(
     points = torch.cat([points, click_xy[:, :, None]], dim=2)
     labels = torch.cat([labels, click_labels[:, :, None]], dim=2)
     logits, scores = model.decode(embeddings, points, labels, boxes, best)
-    return loss + loss_of_masks(logits, scores, truth), figures
+    return loss + loss_of_all_masks(logits, scores, truth), figures
 
 
 @torch.no_grad()
@@ -206,12 +227,11 @@ class Run:
         """Continues from a checkpoint where there is one, else starts from scratch."""
         torch.manual_seed(options.seed)
         self.options = options
-        self.model = initial_model(options.initial).to(options.device).train()
+        self.model = initial_model(options).to(options.device).train()
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
         )
-        groups = parameter_groups(self.model, options.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+        self.optimizers = make_optimizers(self.model, options)
         self.step = 0
         checkpoint = options.resume or options.output / "last.pt"
         if checkpoint.exists():
@@ -222,7 +242,8 @@ class Run:
         state = torch.load(path, map_location=self.options.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
 
     def save(self, name: str) -> None:
@@ -232,7 +253,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
         }
         unfinished = self.options.output / f"{name}.tmp"
@@ -244,17 +265,19 @@ class Run:
     def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Learns from one batch."""
         share = learning_rate_share(self.step, self.options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * share
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.options.learning_rate * share
         draw = np.random.default_rng((self.options.seed, 1, self.step)).random()
         loss, figures = training_loss(self.model, batch, draw < self.options.corrections)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.average.update_parameters(self.model)
         self.step += 1
         return {"loss": loss.item(), **figures}
