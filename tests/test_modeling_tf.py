@@ -122,7 +122,7 @@ def test_call_is_the_specifications(models, pixels, prompts):
     np.testing.assert_allclose(models[1](absent)[2], single_logits, **TOLERANCE)
 
 
-@pytest.mark.parametrize("patch", [4, 8, 16])
+@pytest.mark.parametrize("patch", [4, 6, 8, 16])
 @torch.no_grad()
 def test_another_input_size_equals(patch):
     model = random_model(
@@ -133,41 +133,71 @@ def test_another_input_size_equals(patch):
     pixels = torch.randn(2, 3, 5 * patch, 13 * patch)
     prompts = random_prompts(model.config)
     inputs = {"pixel_values": pixels, "input_boxes": prompts["input_boxes"]}
-    expected = model(**inputs)
-    _, _, logits = twin(model)(in_numpy(inputs), multimask_output=True)
-    np.testing.assert_allclose(logits, expected.pred_masks, **TOLERANCE)
+    expected = model(**inputs).pred_masks
+    masks, _, logits = twin(model)(in_numpy(inputs), multimask_output=True, return_logits=True)
+    np.testing.assert_allclose(logits, expected, **TOLERANCE)
+    upscaled = torch.nn.functional.interpolate(
+        expected.flatten(0, 1), pixels.shape[2:], mode="bilinear"
+    )
+    np.testing.assert_allclose(masks, upscaled.unflatten(0, expected.shape[:2]), **TOLERANCE)
 
 
-def test_graph_is_traced_once_for_any_number_of_images_and_prompts(models):
-    ours, config = models[1], models[0].config
+def plain_inputs(images, points, boxes, size):
+    """As `call` takes them in the specification, random, some of them of length 0."""
+    return {
+        "images": tf.random.normal((images, *size)),
+        "points": tf.random.uniform((images, points, 2), maxval=60.0),
+        "labels": tf.ones((images, points)),
+        "boxes": tf.random.uniform((images, boxes, 4), maxval=60.0),
+    }
+
+
+def inputs_of_sets(images, sets, points, boxes, size):
+    """With an axis P, as the processor returns them."""
+    return {
+        "pixel_values": tf.random.normal((images, size[2], *size[:2])),
+        "input_points": tf.random.uniform((images, sets, points, 2), maxval=60.0),
+        "input_labels": tf.ones((images, sets, points)),
+        "input_boxes": tf.random.uniform((images, sets, boxes, 4), maxval=60.0),
+    }
+
+
+def with_unknown_numbers(inputs):
+    """What a graph has to be told: only the size of the images and the last axes are known."""
+    known = {"images": 3, "pixel_values": 3, "labels": 0, "input_labels": 0}
+    return {
+        name: tf.TensorSpec(
+            [None] * (len(value.shape) - known.get(name, 1))
+            + value.shape[len(value.shape) - known.get(name, 1) :].as_list(),
+            value.dtype,
+        )
+        for name, value in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (plain_inputs, [(1, 1, 0), (2, 3, 1), (3, 0, 2), (1, 5, 5)]),
+        (inputs_of_sets, [(1, 1, 1, 0), (2, 3, 2, 1), (1, 4, 0, 2)]),
+    ],
+    ids=["plain", "sets"],
+)
+def test_graph_is_traced_once_for_any_number_of_images_and_prompts(
+    models, make, sizes, jit_compile
+):
+    ours, size = models[1], (*models[0].config.input_size, 3)
     traces = []
-    size = (*config.input_size, 3)
 
     def run(inputs):
         traces.append(1)
         return ours(inputs, multimask_output=True)
 
-    def spec(*shape):
-        return tf.TensorSpec(shape, tf.float32)
-
-    graph = tf.function(
-        run,
-        input_signature=[
-            {
-                "images": spec(None, *size),
-                "points": spec(None, None, 2),
-                "labels": spec(None, None),
-                "boxes": spec(None, None, 4),
-            }
-        ],
-    )
-    for images, points, boxes in ((1, 1, 0), (2, 3, 1), (3, 0, 2), (1, 5, 5)):
-        inputs = {
-            "images": tf.random.normal((images, *size)),
-            "points": tf.random.uniform((images, points, 2), maxval=60.0),
-            "labels": tf.ones((images, points)),
-            "boxes": tf.random.uniform((images, boxes, 4), maxval=60.0),
-        }
+    signature = [with_unknown_numbers(make(*sizes[0], size))]
+    graph = tf.function(run, input_signature=signature, jit_compile=jit_compile)
+    for numbers in sizes:
+        inputs = make(*numbers, size)
         for eager, traced in zip(ours(inputs, multimask_output=True), graph(inputs), strict=True):
             if eager.dtype != tf.bool:
                 np.testing.assert_allclose(traced, eager, **TOLERANCE)

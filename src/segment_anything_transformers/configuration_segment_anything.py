@@ -35,6 +35,13 @@ DECODER_DOWNSAMPLING = 2
 PADDING = -10
 """Label of a padded point, and each coordinate of a padded box: such a prompt does not exist."""
 
+FOCAL_WEIGHT = 20.0
+DICE_WEIGHT = 1.0
+IOU_WEIGHT = 1.0
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+"""The loss: weights of its three terms, and the focal loss's balance and exponent."""
+
 _HUB = "https://huggingface.co/"
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FOCAL_WEIGHT = 20.0
-DICE_WEIGHT = 1.0
-IOU_WEIGHT = 1.0
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2.0
+from .configuration_segment_anything import (
+    DICE_WEIGHT,
+    FOCAL_ALPHA,
+    FOCAL_GAMMA,
+    FOCAL_WEIGHT,
+    IOU_WEIGHT,
+)
 
 
 def segmentation_loss(
@@ -44,6 +46,24 @@ def segmentation_loss(
     counts = known.flatten(2).any(-1)  # (N, P)
     total = ((best + IOU_WEIGHT * quality) * counts).sum()
     return total / counts.sum().clamp(min=1)
+
+
+def loss_of_all_masks(
+    mask_logits: Tensor, iou_scores: Tensor, labels: Tensor, mask_threshold: float = 0.0
+) -> Tensor:
+    """Loss of the single mask plus that of the best of the multiple ones.
+
+    Args:
+        mask_logits: (N, P, 1 + K, H', W'), the single mask first.
+        iou_scores: (N, P, 1 + K).
+        labels: As for `segmentation_loss`.
+        mask_threshold: Logits above it belong to the mask.
+    """
+    single = segmentation_loss(mask_logits[:, :, :1], iou_scores[:, :, :1], labels, mask_threshold)
+    multiple = segmentation_loss(
+        mask_logits[:, :, 1:], iou_scores[:, :, 1:], labels, mask_threshold
+    )
+    return single + multiple
 
 
 def resize_labels(labels: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:

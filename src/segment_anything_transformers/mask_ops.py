@@ -56,6 +56,22 @@ def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
     return matrix
 
 
+@lru_cache(maxsize=8)
+def area_matrix(source_length: int, target_length: int) -> np.ndarray:
+    """The matrix that resamples one axis to the mean of all the pixels that a new one touches.
+
+    As `torch.nn.functional.interpolate(mode="area")`. Returns a read-only
+    (target_length, source_length) float32 array whose rows sum to 1.
+    """
+    new, old = np.arange(target_length)[:, None], np.arange(source_length)[None]
+    starts = new * source_length // target_length
+    ends = -(-(new + 1) * source_length // target_length)
+    touched = ((old >= starts) & (old < ends)).astype(np.float32)
+    matrix = touched / touched.sum(axis=1, keepdims=True)
+    matrix.setflags(write=False)
+    return matrix
+
+
 def upscaling_matrix(
     mask_length: int, input_length: int, image_length: int, original_length: int
 ) -> np.ndarray:

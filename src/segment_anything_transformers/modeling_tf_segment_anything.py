@@ -11,7 +11,9 @@ Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +32,7 @@ from .configuration_segment_anything import (
     PADDING,
     SegmentAnythingModelConfig,
 )
+from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -836,6 +839,8 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         """
         super().__init__(autocast=False, **kwargs)
         self.config = config
+        self.iou_tracker = keras.metrics.Mean("iou")
+        self._is_fitting = False
         self.image_encoder = ImageEncoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
@@ -938,6 +943,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         prompts, has_sets = _read_prompts(inputs)
         embeddings = self._embeddings(inputs, training)
         selection = slice(1, None) if multimask_output else slice(0, 1)
+        selection = slice(None) if self._is_fitting else selection
         logits, scores = self.decode(embeddings, *prompts, selection)
         masks = self._at_input_size(logits)
         if not return_logits:
@@ -993,15 +999,11 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
     def _at_input_size(self, logits: Any) -> Any:
         images, sets, count = ops.shape(logits)[:3]
         height, width = logits.shape[3:]
-        scale = self.config.encoder_patch_size // MASK_UPSCALING
+        patch = self.config.encoder_patch_size
+        size = (height * patch // MASK_UPSCALING, width * patch // MASK_UPSCALING)
         flat = ops.reshape(logits, (images * sets * count, height, width, 1))
-        if scale != 1:
-            size = (
-                height * self.config.encoder_patch_size // MASK_UPSCALING,
-                width * self.config.encoder_patch_size // MASK_UPSCALING,
-            )
-            flat = ops.image.resize(flat, size, "bilinear", data_format="channels_last")
-        return ops.reshape(flat, (images, sets, count, *flat.shape[1:3]))
+        flat = ops.image.resize(flat, size, "bilinear", data_format="channels_last")
+        return ops.reshape(flat, (images, sets, count, *size))
 
     def _check_images(self, shape: tuple[int | None, ...]) -> None:
         config = self.config
@@ -1022,6 +1024,71 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
                 f"Height and width must be multiples of the patch size "
                 f"{config.encoder_patch_size}, got {(height, width)}."
             )
+
+    # ------------------------------------------------------------------------------- training
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """The paper's loss, unless `compile` was given another one.
+
+        `fit` and `evaluate` decode all masks: the single one learns, and the best of the multiple
+        ones. They report the mean IoU of the one that the model rates highest as `iou`.
+
+        Args:
+            x: The inputs, as `call` takes them.
+            y: True masks (N, h, w), or (N, P, h, w) for inputs with an axis P: boolean, or values
+                in [0, 1], of any resolution; negative where the truth is not known.
+            y_pred: What `call` returned.
+            sample_weight: Only with a loss of `compile`.
+            training: Whether it is a step of training.
+
+        Raises:
+            ValueError: There is no truth, or sample weights for a loss that takes none.
+        """
+        if self._compile_loss is not None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        if y is None or sample_weight is not None:
+            raise ValueError(
+                "Training takes pairs (inputs, true masks), without sample weights; mark what "
+                "should not count with negative values in the masks."
+            )
+        _, scores, logits = y_pred
+        labels = ops.convert_to_tensor(y)
+        if len(logits.shape) == 4:
+            labels, scores, logits = labels[:, None], scores[:, None], logits[:, None]
+        truth, known = resize_labels(labels, logits)
+        iou = mask_iou(logits > self.mask_threshold, truth > 0.5, known)
+        rated_best = ops.argmax(scores, axis=-1)[..., None]
+        self.iou_tracker.update_state(ops.take_along_axis(iou, rated_best, axis=-1))
+        loss = loss_of_all_masks(logits, scores, labels, self.mask_threshold)
+        return loss + sum(self.losses)
+
+    def train_step(self, *args: Any) -> Any:
+        """One step of `fit`, on all masks."""
+        with self._fitting(), warnings.catch_warnings():
+            # The weights for kinds of prompts that the batch lacks.
+            warnings.filterwarnings("ignore", "Gradients do not exist for variables")
+            return super().train_step(*args)
+
+    def test_step(self, *args: Any) -> Any:
+        """One step of `evaluate`, on all masks."""
+        with self._fitting():
+            return super().test_step(*args)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Makes `call` return all masks, the single one first, where no caller can ask for it."""
+        self._is_fitting = self._compile_loss is None
+        try:
+            yield
+        finally:
+            self._is_fitting = False
 
     # -------------------------------------------------------------------------------- weights
 
