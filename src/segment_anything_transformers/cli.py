@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     # Transformers' remark that PyTorch is missing; where it matters, the command says so itself.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the processor
     commands = {
         "predict": _predict,
         "generate": _generate,
@@ -239,7 +240,7 @@ def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
 
 def _prepared(segmenter: Callable[[Any], Any], args: argparse.Namespace) -> Any:
     """What the segmenter makes of the model that the command line names."""
-    model = load_model(args.model, args.device, args.dtype)
+    model = load_model(args.model, args.framework, args.device, args.dtype)
     try:
         return segmenter(model)
     except ValueError as error:

@@ -227,7 +227,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "facebook/sam-vit-base, or a .pth file of Meta's (default: %(default)s)",
     )
     model.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the fastest)"
+        "--framework",
+        default="auto",
+        choices=("auto", "torch", "tf"),
+        help="PyTorch, or Keras on TensorFlow (or on the backend that KERAS_BACKEND names); "
+        "default: PyTorch where it is installed",
+    )
+    model.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, ... (default: the fastest); PyTorch alone",
     )
     model.add_argument(
         "--dtype",

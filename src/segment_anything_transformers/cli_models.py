@@ -1,6 +1,7 @@
 """The models of the command `segment-anything`: which there are, and how one is loaded."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from .cli_files import UsageError, one_line
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.safetensors)")
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Any:
+def load_model(
+    name: str, framework: str = "auto", device: str = "auto", dtype: str = "float32"
+) -> Any:
     """The model of that name, on the device and in the precision that were asked for.
 
     Args:
         name: A preset, a folder, a Hub repository or a `.pth` file of Meta's.
+        framework: "torch", "tf", or "auto" for the first of them that is installed.
         device: What torch calls it, or "auto" for the fastest there is.
         dtype: "float32", "bfloat16" or "float16".
 
     Raises:
-        UsageError: There is no such model or device, or PyTorch is not installed.
+        UsageError: There is no such model or device, or the framework is not installed.
     """
     from .configuration_segment_anything import list_presets
 
@@ -31,20 +35,40 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Any:
             f"unknown model {name!r}: expected {', '.join(list_presets())}, a folder or .pth file "
             "that exists, or a Hub repository such as facebook/sam-vit-base"
         )
+    if framework == "auto":
+        only_keras = find_spec("torch") is None and find_spec("keras") is not None
+        framework = "tf" if only_keras else "torch"
+    load = {"torch": _load_in_torch, "tf": _load_in_keras}[framework]
     try:
-        from . import SegmentAnythingModel
+        return load(name, device, dtype)
     except ModuleNotFoundError as error:
         raise UsageError(one_line(error)) from error
-    import torch
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the model {name}: {one_line(error)}") from error
+
+
+def _load_in_torch(name: str, device: str, dtype: str) -> Any:
     from transformers.utils import logging
+
+    from . import SegmentAnythingModel
 
     logging.disable_progress_bar()
     place = _usable_device(device)
-    try:
-        model: Any = SegmentAnythingModel.from_pretrained(name, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load the model {name}: {one_line(error)}") from error
+    model: Any = SegmentAnythingModel.from_pretrained(name, dtype=dtype)
     return model.to(place).eval()
+
+
+def _load_in_keras(name: str, device: str, dtype: str) -> Any:
+    from . import TFSegmentAnythingModel
+
+    if device != "auto":
+        raise UsageError(
+            "--device is PyTorch's; Keras takes the GPU if there is one, and with "
+            "CUDA_VISIBLE_DEVICES=-1 it sees none"
+        )
+    return TFSegmentAnythingModel.from_pretrained(
+        name, dtype="float32" if dtype == "float32" else f"mixed_{dtype}"
+    )
 
 
 def _usable_device(name: str) -> str:

@@ -1,0 +1,50 @@
+"""Interpreters that lack a package, without a network: the rest of this environment, linked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from sysconfig import get_path
+from typing import Any
+
+SOURCE = Path(__file__).parents[1] / "src"
+TORCH = ("torch", "torchgen", "functorch", "accelerate")
+TENSORFLOW = ("tensorflow", "tensorflow_cpu", "keras", "tensorboard", "jax", "jaxlib")
+
+
+def link_packages(folder: Path, without: tuple[str, ...]) -> Path:
+    """A folder of packages to search in: all that are installed here, but for some."""
+    for entry in Path(get_path("purelib")).iterdir():
+        name = entry.name.split("-")[0].split(".")[0]
+        if name not in without and entry.suffix != ".pth":
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def run_python(code: str, packages: Path | None = None, **environment: str) -> Any:
+    """What the code leaves in `result`, run by another interpreter, in JSON and back.
+
+    Args:
+        code: Statements; `result` is what the last of them leaves there.
+        packages: Folder to search in instead of this environment.
+        environment: Further variables of the environment.
+
+    Raises:
+        AssertionError: The code failed; the message is what it said.
+    """
+    code += "\nimport json\nprint('\\n' + json.dumps(locals().get('result')))"
+    search = [str(SOURCE), str(packages)] if packages else sys.path
+    done = subprocess.run(
+        [sys.executable, *(["-S"] if packages else []), "-W", "error::RuntimeWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONPATH": ":".join(search),
+            "HF_HUB_OFFLINE": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
