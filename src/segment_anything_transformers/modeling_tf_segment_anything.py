@@ -32,6 +32,7 @@ from .configuration_segment_anything import (
     PADDING,
     SegmentAnythingModelConfig,
 )
+from .export_tf_segment_anything import export_model
 from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
@@ -214,11 +215,13 @@ class EncoderAttention(layers.Layer):
         window_h, window_w = window_hw
         qkv = self._pad(qkv, -qkv.shape[1] % window_h, -qkv.shape[2] % window_w)
         rows, columns = qkv.shape[1] // window_h, qkv.shape[2] // window_w
-        depth = self.width // self.heads
-        split = ops.reshape(qkv, (-1, rows, window_h, columns, window_w, 3, self.heads, depth))
-        split = ops.transpose(split, (5, 0, 1, 3, 6, 2, 4, 7))
-        windows = (-1, self.heads, window_h * window_w, depth)
-        return [ops.reshape(split[part], windows) for part in range(3)]
+        if rows * columns > 1:
+            qkv = ops.reshape(qkv, (-1, rows, window_h, columns, window_w, 3 * self.width))
+            qkv = ops.transpose(qkv, (0, 1, 3, 2, 4, 5))
+        by_head = (-1, window_h * window_w, self.heads, self.width // self.heads)
+        qkv = ops.reshape(qkv, (-1, window_h * window_w, 3 * self.width))
+        parts = (ops.reshape(part, by_head) for part in ops.split(qkv, 3, axis=-1))
+        return [ops.swapaxes(part, 1, 2) for part in parts]
 
     def _pad(self, qkv: Any, pad_h: int, pad_w: int) -> Any:
         """Completes the last windows with the projection of zeros, which is the bias."""
@@ -238,17 +241,17 @@ class EncoderAttention(layers.Layer):
         """Attention with relative positions, for some rows of queries at a time."""
         window_h, window_w = window_hw
         depth = query.shape[-1]
-        rows = ops.reshape(query, (-1, self.heads, window_h, window_w, depth))
+        rows = ops.reshape(query, (-1, window_h, window_w, depth))  # of each window and head
         positions_h = ops.cast(_relative_positions(self.rel_pos_h, window_h), query.dtype)
         positions_w = ops.cast(_relative_positions(self.rel_pos_w, window_w), query.dtype)
         step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
         mixed = []
         for start in range(0, window_h, step):
-            part = rows[:, :, start : start + step]
-            count = part.shape[2]
-            bias_h = ops.einsum("bnhwc,hkc->bnhwk", part, positions_h[start : start + step])
-            bias_w = ops.einsum("bnhwc,wkc->bnhwk", part, positions_w)
-            bias = bias_h[..., :, None] + bias_w[..., None, :]  # (B, heads, rows, w, h, w)
+            part = rows[:, start : start + step]
+            count = part.shape[1]
+            bias_h = ops.einsum("bhwc,hkc->bhwk", part, positions_h[start : start + step])
+            bias_w = ops.einsum("bhwc,wkc->bhwk", part, positions_w)
+            bias = ops.expand_dims(bias_h, -1) + ops.expand_dims(bias_w, -2)  # (B, rows, w, h, w)
             bias = ops.reshape(bias, (-1, self.heads, count * window_w, window_h * window_w))
             queries = ops.reshape(part, (-1, self.heads, count * window_w, depth))
             mixed.append(_attend(queries, key, value, bias, self.drop_attention, training))
@@ -258,9 +261,10 @@ class EncoderAttention(layers.Layer):
         """Puts windows back side by side: (N, padded H'', padded W'', C)."""
         window_h, window_w = window_hw
         rows, columns = -(-grid_hw[0] // window_h), -(-grid_hw[1] // window_w)
-        depth = mixed.shape[-1]
-        grid = ops.reshape(mixed, (-1, rows, columns, self.heads, window_h, window_w, depth))
-        grid = ops.transpose(grid, (0, 1, 4, 2, 5, 3, 6))
+        grid = ops.swapaxes(mixed, 1, 2)
+        if rows * columns > 1:
+            grid = ops.reshape(grid, (-1, rows, columns, window_h, window_w, self.width))
+            grid = ops.transpose(grid, (0, 1, 3, 2, 4, 5))
         return ops.reshape(grid, (-1, rows * window_h, columns * window_w, self.width))
 
 
@@ -486,7 +490,7 @@ class PromptEncoder(layers.Layer):
         """Tokens (N, P, M1, D): position and kind; -1 is a point without a position."""
         background, foreground = self.point_embeddings[0].vectors, self.point_embeddings[1].vectors
         positions = ops.cast(self._encode(points, input_hw), self.compute_dtype)
-        kinds = labels[..., None]
+        kinds = ops.expand_dims(labels, -1)
         tokens = ops.where(ops.equal(kinds, 1), positions + foreground, positions)
         tokens = ops.where(ops.equal(kinds, 0), positions + background, tokens)
         return ops.where(ops.equal(kinds, -1), self.not_a_point_embed.vectors, tokens)
@@ -515,10 +519,12 @@ class PromptEncoder(layers.Layer):
         embeddings = _chain(
             self.mask_downscaling, ops.reshape(logits, (images * sets * count, height, width, 1))
         )
-        shape = (images, sets, count, *embeddings.shape[1:])
-        shown = ops.cast(exists, embeddings.dtype)[..., None, None, None]
-        summed = ops.sum(ops.reshape(embeddings, shape) * shown, axis=2)
-        return ops.where(ops.any(exists, axis=-1)[..., None, None, None], summed, no_mask)
+        grid_shape = embeddings.shape[1:]
+        flat = ops.reshape(embeddings, (images, sets, count, math.prod(grid_shape)))
+        shown = ops.expand_dims(ops.cast(exists, embeddings.dtype), -1)
+        summed = ops.reshape(ops.sum(flat * shown, axis=2), (images, sets, *grid_shape))
+        is_given = ops.expand_dims(ops.any(exists, axis=-1), (-3, -2, -1))
+        return ops.where(is_given, summed, no_mask)
 
 
 def _is_box(boxes: Any) -> Any:
@@ -574,8 +580,8 @@ class DecoderAttention(layers.Layer):
         else:
             bias = None
             if exists is not None:
-                bias = ops.where(exists, 0.0, _HIDDEN)[:, :, None, None]
-                bias = ops.cast(bias, query.dtype)
+                bias = ops.cast(ops.where(exists, 0.0, _HIDDEN), query.dtype)
+                bias = ops.expand_dims(bias, (2, 3))
             mixed = _attend(query, key, value, bias, None, False)
         images, sets, _, count, _ = ops.shape(mixed)
         mixed = ops.reshape(ops.swapaxes(mixed, 2, 3), (images, sets, count, self.inner))
@@ -756,7 +762,7 @@ class MaskDecoder(layers.Layer):
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
         grid_h, grid_w = image_embeddings.shape[1:3]
-        image = image_embeddings[:, None] + dense_embeddings
+        image = ops.expand_dims(image_embeddings, 1) + dense_embeddings
         images, sets = ops.shape(image)[0], ops.shape(image)[1]
         image = ops.reshape(image, (images, sets, grid_h * grid_w, self.width))
         tokens = ops.concatenate([self.iou_token.vectors, self.mask_tokens.vectors], axis=0)[
@@ -1195,6 +1201,38 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
             (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_size: tuple[int, int] | None = None,
+        **converter_options: Any,
+    ) -> None:
+        """Writes what runs without this package: a SavedModel, or two TFLite files.
+
+        The part `encode_images` takes `images` (N, H, W, C), resized, normalised and padded, and
+        returns `image_embeddings` (N, H'', W'', D). `decode_masks` takes these and `points`
+        (N, P, M1, 2), `labels` (N, P, M1), `boxes` (N, P, M2, 4) and `masks` (N, P, M3, H', W'),
+        and returns `mask_logits` (N, P, 1 + K, H', W') and `iou_scores` (N, P, 1 + K), the single
+        mask first. All numbers but the sizes may differ from call to call. A prompt that is not
+        given is padding: points with the label -10, boxes of four times -10, masks of NaN.
+
+        Args:
+            filepath: The folder, which must not exist yet. For TFLite it will hold
+                `image_encoder.tflite` and `mask_decoder.tflite`.
+            format: "tf_saved_model", or "litert" for TFLite.
+            verbose: Whether to print what the SavedModel takes and returns.
+            input_size: Size (H, W) of the images, by default the configuration's.
+            converter_options: Attributes of TensorFlow's TFLiteConverter, such as `optimizations`.
+
+        Raises:
+            FileExistsError: The folder exists.
+            TypeError: Options of the converter, but no TFLite is asked for.
+            ValueError: The format is unknown, or Keras does not run on TensorFlow.
+        """
+        export_model(self, Path(filepath), format, input_size, bool(verbose), **converter_options)
 
 
 _IMAGE_NAMES = ("images", "pixel_values", "image_embeddings")
