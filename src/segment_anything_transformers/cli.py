@@ -124,7 +124,7 @@ def _one_object(
     keep_all: bool,
 ) -> Records:
     """Records of the masks that the prompts mean, the best first."""
-    from .mask_ops import masks_to_boxes, masks_to_rles, rle_to_coco
+    from .object_masks import mask_records, segment_object
     from .predictor import SAMPredictor
 
     predictor = SAMPredictor(model)
@@ -135,25 +135,7 @@ def _one_object(
     if rough_mask is not None:
         logits = np.where(rough_mask, _ROUGH_MASK_LOGIT, -_ROUGH_MASK_LOGIT).astype(np.float32)
         given["masks"] = predictor.preprocess_masks(logits[None])
-    # A lone click may mean a part or the whole: the best of several masks is the better answer.
-    is_ambiguous = given.keys() == {"points", "labels"} and len(given["points"]) == 1
-    masks, scores, _ = predictor(**given, multimask_output=keep_all or is_ambiguous)
-    order = np.argsort(-scores, kind="stable")[: None if keep_all else 1]
-    return [
-        {
-            "segmentation": rle_to_coco(rle),
-            "area": int(mask.sum()),
-            "bbox": [int(left), int(top), int(right - left), int(bottom - top)],
-            "predicted_iou": float(score),
-        }
-        for mask, rle, (left, top, right, bottom), score in zip(
-            masks[order],
-            masks_to_rles(masks[order]),
-            masks_to_boxes(masks[order]),
-            scores[order],
-            strict=True,
-        )
-    ]
+    return mask_records(*segment_object(predictor, given, keep_all))
 
 
 def _generate(args: argparse.Namespace) -> int:
