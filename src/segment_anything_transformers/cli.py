@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.serve:
+        return _serve(args)
     with as_file(files(__package__) / "demo" / DEMO_IMAGE) as bundled:
         args.images = [args.image or str(bundled)]
         if not args.points:
@@ -159,6 +162,28 @@ def _demo(args: argparse.Namespace) -> int:
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
         args.negatives, args.boxes, args.mask, args.multimask = [], [], None, False
         return _predict(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serves the page where people click, until it is interrupted."""
+    if args.points:
+        raise UsageError("with --serve, points are clicked on the page; leave --point out")
+    if find_spec("gradio") is None:
+        raise UsageError("--serve needs gradio: pip install 'segment-anything-transformers[demo]'")
+    with as_file(files(__package__) / "demo" / DEMO_IMAGE) as bundled:
+        image = read_image(args.image or str(bundled))
+    model = load_model(args.model, args.framework, args.device, args.dtype)
+
+    from .demo_app import build_app, start
+
+    app = build_app(model, image)
+    try:
+        url = start(app, args.host, args.port)
+    except OSError as error:
+        raise UsageError(one_line(error)) from error
+    print(f"open {url} in a browser; Ctrl+C ends it", flush=True)
+    app.block_thread()
+    return 0
 
 
 def _segment_images(
