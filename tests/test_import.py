@@ -107,7 +107,7 @@ except ModuleNotFoundError as error:
 
 def test_the_command_says_that_pytorch_is_missing(tmp_path):
     code = "from segment_anything_transformers.cli import main\nsys.stderr = sys.stdout\n"
-    code += f"print(main(['demo', '--framework', 'torch', '-o', {str(tmp_path)!r}]))"
+    code += f"print(main(['demo', '-o', {str(tmp_path)!r}]))"
     message, code = run_python(BLOCK_TORCH + code).splitlines()
     assert code == "2"
     assert message == (

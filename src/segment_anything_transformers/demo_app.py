@@ -5,7 +5,9 @@ Nothing is loaded from elsewhere: no fonts, no scripts, and no visit is counted.
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 from PIL import Image
 
-from .cli_files import UsageError, one_line, read_image
+from .cli_files import UsageError, image_size, read_image
 from .configuration_segment_anything import SegmentAnythingModelConfig
 from .demo_session import BOX, NOT_OBJECT, OBJECT, SMALL_MODEL_THRESHOLDS, DemoSession
 
 MAX_FILE_SIZE = "20mb"
+MAX_PIXELS = 64_000_000
 
 _MEANINGS = [("Object", OBJECT), ("Background", NOT_OBJECT), ("Box", BOX)]
 _INTRODUCTION = """\
@@ -33,12 +36,13 @@ other.
 """
 _CSS = """
 #canvas img { cursor: crosshair; }
-#canvas .image-frame, #canvas .image-frame img { width: 100%; object-fit: contain; }
-#canvas .image-frame img { max-height: 75vh; }
+#canvas .image-frame, #canvas .image-frame img { width: 100%; }
+#canvas .image-frame img { max-height: 75vh; object-fit: scale-down; }
 #caption { min-height: 1.6em; }
 .gradio-container { max-width: 1280px !important; margin: 0 auto; }
 """
 _KEEP_SECONDS = 3600
+_LEAST_SIDE = 900  # pixels: about the width that the page has for the picture
 _FONT = ["ui-sans-serif", "system-ui", "sans-serif"]
 _FONT_MONO = ["ui-monospace", "monospace"]
 
@@ -101,7 +105,7 @@ def start(app: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
     theme = gr.themes.Soft(primary_hue="blue", font=_FONT, font_mono=_FONT_MONO)
     _, url, _ = app.launch(
         server_name=host,
-        server_port=port,
+        server_port=port or _free_port(),
         theme=theme,
         css=_CSS,
         share=False,
@@ -111,6 +115,12 @@ def start(app: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
         quiet=True,
     )
     return url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class _Marking:
@@ -141,12 +151,11 @@ def _canvas() -> gr.Image:
     )
 
 
-def _upload() -> gr.Image:
-    return gr.Image(
-        placeholder="Your own picture",
-        show_label=False,
-        type="filepath",
-        sources=["upload", "clipboard"],
+def _upload() -> gr.File:
+    """Not a gr.Image, which would decode whatever comes before its size is judged."""
+    return gr.File(
+        label="Your own picture",
+        file_types=[".jpg", ".jpeg", ".png", ".webp"],
         height=150,
         elem_id="upload",
     )
@@ -179,6 +188,20 @@ class _Visit(DemoSession):
 
     folder: Path | None = None
 
+    @property
+    def zoom(self) -> int:
+        """Pixels on the page, along a side, for one of the picture.
+
+        Small pictures are enlarged here, because gradio mistakes where a click on one was that the
+        browser enlarged.
+        """
+        return max(1, math.ceil(_LEAST_SIDE / max(self.image.size)))
+
+    def enlarged_picture(self) -> Image.Image:
+        """The picture with masks and marks, as large as the page has room for."""
+        width, height = self.image.size
+        return self.picture().resize((width * self.zoom, height * self.zoom))
+
     def files(self) -> list[str | None]:
         """The files of what is in sight, in place of the earlier ones."""
         self.remove_files()
@@ -204,11 +227,11 @@ def _seen(visit: _Visit) -> tuple[Any, ...]:
         gr.DownloadButton(value=path, interactive=path is not None) for path in visit.files()
     ]
     guess = gr.Button(interactive=visit.n_guesses > 1)
-    return visit, visit.picture(), visit.caption(), guess, *downloads
+    return visit, visit.enlarged_picture(), visit.caption(), guess, *downloads
 
 
 def _click(visit: _Visit, meaning: str, event: gr.SelectData) -> tuple[Any, ...]:
-    x, y = event.index
+    x, y = (at / visit.zoom for at in event.index)
     visit.click(x, y, meaning)
     return _seen(visit)
 
@@ -231,7 +254,12 @@ def _everything(
 
 def _open(visit: _Visit, path: str) -> tuple[Any, ...]:
     try:
+        width, height = image_size(path)
+        if width * height > MAX_PIXELS:  # before it is decoded
+            raise ValueError(f"of {width} x {height} pixels, at most {MAX_PIXELS} can be opened")
         visit.open(read_image(path))
-    except (UsageError, ValueError) as error:
-        raise gr.Error(f"This is no picture that can be read: {one_line(error)}") from error
+    except UsageError:
+        gr.Warning("The file is no picture that can be read.")
+    except ValueError as error:
+        gr.Warning(f"The picture is too large: {error}.")
     return _seen(visit)
