@@ -75,7 +75,7 @@ def build_app(model: Any, image: Image.Image) -> gr.Blocks:
         seen = [visit, canvas, caption, marking.guess, *downloads]
 
         app.load(lambda: _seen(_Visit(model, image)), outputs=seen)
-        upload.upload(_open, [visit, upload], seen, show_progress_on=caption)
+        upload.upload(_open, [visit, upload], [*seen, upload], show_progress_on=caption)
         everything.click(_everything, [visit, *search], seen, show_progress_on=caption)
         # A click is answered at once: a sign that work is going on would only flicker.
         canvas.select(_click, [visit, marking.meaning], seen, show_progress="hidden")
@@ -262,4 +262,4 @@ def _open(visit: _Visit, path: str) -> tuple[Any, ...]:
         gr.Warning("The file is no picture that can be read.")
     except ValueError as error:
         gr.Warning(f"The picture is too large: {error}.")
-    return _seen(visit)
+    return *_seen(visit), None  # ready for the next file
