@@ -58,8 +58,8 @@ test: lint programs
 
 # Programs that some tests run besides Python: a browser to click in, and Node.js.
 programs:
-	@command -v chromium chromium-browser google-chrome >/dev/null \
-		|| { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq chromium; } \
 		|| { echo "The tests need Chromium: install it, or run make test-fast." >&2; exit 1; }
 	@command -v node >/dev/null && command -v npm >/dev/null \
 		|| { echo "The tests need Node.js 20 with npm: install it." >&2; exit 1; }

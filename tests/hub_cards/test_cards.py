@@ -150,6 +150,7 @@ def hub_page(card, name):
     return json.loads(run("node", "hub_page.mjs", json.dumps(model)))
 
 
+@pytest.mark.node
 @pytest.mark.parametrize("name", ["sam_vit_t", "sam_vit_h"])
 def test_the_hub_shows_task_library_and_no_widget(name, node_modules):
     page = hub_page(ModelCard.load(CARDS / f"{name}.md"), name)
@@ -160,6 +161,7 @@ def test_the_hub_shows_task_library_and_no_widget(name, node_modules):
     assert page["widgetInputs"] == []
 
 
+@pytest.mark.node
 def test_the_hubs_own_snippets_run(node_modules, repository, tmp_path, monkeypatch):
     """Those behind the button "Use this model"."""
     monkeypatch.chdir(tmp_path)
