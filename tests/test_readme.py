@@ -38,9 +38,9 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
 def test_the_commands_are_commands():
     lines = "".join(code_blocks(README, "console")).splitlines()
     commands = [line for line in lines if line.startswith("segment-anything")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
-        assert build_parser().parse_args(shlex.split(command)[1:]).command in command
+        assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).command in command
 
 
 def test_make_has_the_targets_that_are_named():

@@ -137,7 +137,7 @@ class _Marking:
 
 
 def _small_button(label: str, **options: Any) -> gr.Button:
-    return gr.Button(label, size="md", scale=1, min_width=96, **options)
+    return gr.Button(label, size="sm", scale=1, min_width=96, **options)
 
 
 def _canvas() -> gr.Image:
@@ -156,7 +156,7 @@ def _upload() -> gr.File:
     return gr.File(
         label="Your own picture",
         file_types=[".jpg", ".jpeg", ".png", ".webp"],
-        height=150,
+        height=180,
         elem_id="upload",
     )
 
