@@ -131,9 +131,10 @@ def test_the_default_configurations_mean_the_same_model():
         assert fields == {name: theirs[part][name] for name in fields}
 
 
-def test_a_configuration_that_transformers_cannot_have_is_refused():
-    with pytest.raises(ValueError, match=r"square images only, and input_size is \(96, 64\)"):
-        config_to_huggingface(small_config(), ENCODER_NORM_EPS)
+def test_the_configuration_of_an_oblong_input_goes_there_and_back():
+    theirs = config_to_huggingface(small_config(), ENCODER_NORM_EPS)
+    again = config_fields_from_huggingface(theirs, ENCODER_NORM_EPS)
+    assert_same_fields(again, small_config())
 
 
 def test_the_image_processor_goes_to_transformers():

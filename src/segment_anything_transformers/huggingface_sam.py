@@ -88,21 +88,12 @@ def config_to_huggingface(config: Any, norm_layers: Mapping[str, float]) -> dict
     """Dictionary of the transformers SamConfig that means the same model.
 
     What transformers has no field for, such as our drop rates but that of the attention, changes
-    nothing but training and is left out.
+    nothing but training and is left out. Its SamModel takes square images only.
 
     Args:
         config: Our configuration.
         norm_layers: Names of the encoder's norm layers, with the epsilon that each one means.
-
-    Raises:
-        ValueError: The input size is not square, which transformers' SamModel asks for.
     """
-    height, width = config.input_size
-    if height != width:
-        raise ValueError(
-            f"transformers' SamModel takes square images only, and input_size is {(height, width)}."
-            " Load the model with a square one: from_pretrained(..., input_size=(1024, 1024))."
-        )
     parts: dict[str, dict[str, Any]] = {}
     for ours, part, theirs in (*HUGGINGFACE_FIELDS, *_COPIES):
         value = getattr(config, ours)
@@ -114,8 +105,9 @@ def config_to_huggingface(config: Any, norm_layers: Mapping[str, float]) -> dict
     vision["layer_norm_eps"] = norm_layers[config.encoder_norm_layer]
     vision["mlp_dim"] = int(config.encoder_embed_dim * config.encoder_mlp_ratio)
     vision["num_pos_feats"] = config.embed_dim // 2
-    vision["image_size"] = prompt["image_size"] = height
-    prompt["image_embedding_size"] = config.grid_size()[0]
+    height, width = config.input_size
+    vision["image_size"] = height if height == width else [height, width]
+    prompt["image_size"] = vision["image_size"]
     return {"architectures": ["SamModel"], "model_type": "sam", **parts}
 
 
