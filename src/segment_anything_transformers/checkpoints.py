@@ -220,7 +220,8 @@ def load_checkpoint(
         weights = to_our_names(read_weights([location], framework))
     else:
         weights = to_our_names(read_weights(_weight_files(location, hub), framework))
-    if isinstance(config, SegmentAnythingModelConfig):
+    # Not asked as isinstance of our class, which as remote code is loaded once for every file.
+    if config is not None and not isinstance(config, (str, os.PathLike)):
         return config, adapt_weights(weights, config), options
     if config is None and os.path.isfile(location):
         fields = config_fields_from_weights(weights)
