@@ -34,7 +34,8 @@ $(VENV)/.torch: pyproject.toml constraints.txt
 
 # The extra says tensorflow; for tests the build without CUDA does, under its own name.
 $(VENV)/.test: $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax -e ".[torch,demo,test,docs]"
+	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax \
+		-e ".[torch,export,demo,test,docs]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch
