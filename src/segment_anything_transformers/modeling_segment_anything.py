@@ -1356,14 +1356,62 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             selection: Which masks: 0 is the single one, the others the multiple ones, all of
                 them by default.
         """
+        inputs = self._decoder_inputs(
+            image_embeddings, input_points, input_labels, input_boxes, input_masks
+        )
+        return self.mask_decoder(*inputs, selection)
+
+    def decode_above(
+        self,
+        image_embeddings: Tensor,
+        input_points: Tensor,
+        input_labels: Tensor | None,
+        iou_threshold: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the multiple masks of every prompt set, those whose predicted quality suffices.
+
+        The quality is known before a mask is made, and the others never are.
+
+        Args:
+            image_embeddings: (1, D, H'', W'') of one image.
+            input_points: (1, P, M1, 2).
+            input_labels: (1, P, M1), by default all are foreground.
+            iou_threshold: Qualities have to be above it.
+
+        Returns:
+            Logits (n, H', W'), qualities (n,), and the prompt set of each mask (n,).
+        """
+        inputs = self._decoder_inputs(image_embeddings, input_points, input_labels, None, None)
+        logits = [image_embeddings.new_zeros(0, *self.mask_size(), dtype=self.dtype)]
+        scores: list[Tensor] = []
+        for decoded in self.mask_decoder.decode(*inputs):
+            scores.append(decoded.iou_scores[0])
+            for part, is_good in zip(
+                decoded.split(), (scores[-1][:, 1:] > iou_threshold).tolist(), strict=True
+            ):
+                chosen = [1 + index for index, good in enumerate(is_good) if good]
+                if chosen:
+                    logits.append(self.mask_decoder.masks(part, chosen)[0, 0])
+        iou_scores = torch.cat(scores)[:, 1:]
+        prompts, masks = (iou_scores > iou_threshold).nonzero(as_tuple=True)
+        return torch.cat(logits), iou_scores[prompts, masks], prompts
+
+    def _decoder_inputs(
+        self,
+        image_embeddings: Tensor,
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Image embeddings, their positions, tokens, dense embeddings, and which tokens exist."""
         grid_h, grid_w = self._check_embeddings(image_embeddings)
         patch = self.config.encoder_patch_size
         prompts = _arrange_prompts(input_points, input_labels, input_boxes, input_masks)
         self._check_prompts(image_embeddings, *prompts)
         tokens, dense, exists = self.prompt_encoder(*prompts, (grid_h * patch, grid_w * patch))
         positions = self.prompt_encoder.pe_layer.of_grid(grid_h, grid_w)
-        embeddings = image_embeddings.to(dense.dtype)
-        return self.mask_decoder(embeddings, positions, tokens, dense, exists, selection)
+        return image_embeddings.to(dense.dtype), positions, tokens, dense, exists
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
         config = self.config
