@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +120,7 @@ def _thresholds(preset: str) -> dict[str, float]:
 
 
 def _our_generator(preset: str, size: tuple[int, int], points_per_side: int = 32) -> Call:
-    options = _thresholds(preset)
+    options: Any = _thresholds(preset)
     generator = SAMAutomaticMaskGenerator(
         contestants.ours(preset), points_per_side, output_mode="uncompressed_rle", **options
     )
