@@ -41,7 +41,7 @@ def measured(options: argparse.Namespace) -> dict:
     if options.child == "time":
         return measure.best_times(calls, options.rounds)
     (call,) = calls.values()
-    return measure.peak_memory(call)
+    return measure.time_and_memory(call)
 
 
 def compare(name: str, options: argparse.Namespace) -> dict:

@@ -40,14 +40,15 @@ def _status(field: str) -> int:
     raise KeyError(field)
 
 
-def peak_memory(call: Call) -> dict[str, int]:
-    """Bytes that the process held at most in the call: in all, and above what it held before."""
+def time_and_memory(call: Call) -> dict[str, float]:
+    """Seconds of one call, and bytes that the process held at most: in all, and above before."""
     gc.collect()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again
+    start = time.perf_counter()
     call()
-    peak = _status("VmHWM")
-    return {"peak": peak, "above": peak - before}
+    seconds, peak = time.perf_counter() - start, _status("VmHWM")
+    return {"seconds": seconds, "peak": peak, "above": peak - before}
 
 
 def in_process(case: str, what: str, names: list[str], threads: int, rounds: int) -> dict:
