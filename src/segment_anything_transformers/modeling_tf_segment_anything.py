@@ -63,22 +63,14 @@ def _dense(width: int, bias: bool = True) -> layers.Dense:
     return layers.Dense(width, use_bias=bias, kernel_initializer=_uniform())
 
 
-def _convolution(width: int, kernel: int, stride: int = 1, bias: bool = True) -> layers.Conv2D:
-    padding = "same" if stride == 1 else "valid"
+def _convolution(width: int, kernel: int, bias: bool = True) -> layers.Conv2D:
     return layers.Conv2D(
         width,
         kernel,
-        stride,
-        padding,
+        padding="same",
         data_format="channels_last",
         use_bias=bias,
         kernel_initializer=_uniform(),
-    )
-
-
-def _upscaling(width: int) -> layers.Conv2DTranspose:
-    return layers.Conv2DTranspose(
-        width, 2, 2, data_format="channels_last", kernel_initializer=_uniform()
     )
 
 
@@ -100,6 +92,35 @@ def _build_chain(steps: list[layers.Layer], shape: tuple[int | None, ...]) -> No
     for step in steps:
         step.build(shape)
         shape = step.compute_output_shape(shape)
+
+
+class Downscaling(layers.Conv2D):
+    """Convolution whose patches do not overlap: a product of matrices."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        """Maps each square of `patch` by `patch` pixels to one of `width` channels."""
+        super().__init__(
+            width, patch, patch, data_format="channels_last", kernel_initializer=_uniform()
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """Maps (N, h * patch, w * patch, C) to (N, h, w, width); N may be 0."""
+        patch, channels = self.kernel_size[0], inputs.shape[3]
+        height, width = inputs.shape[1] // patch, inputs.shape[2] // patch
+        if patch > 1:
+            inputs = ops.reshape(inputs, (-1, height, patch, width, patch, channels))
+            inputs = ops.swapaxes(inputs, 2, 3)
+        rows = ops.reshape(inputs, (-1, height * width, patch * patch * channels))
+        kernel = ops.reshape(self.kernel, (-1, self.filters))
+        return ops.reshape(ops.matmul(rows, kernel) + self.bias, (-1, height, width, self.filters))
+
+
+class Upscaling(layers.Conv2DTranspose):
+    """Transposed convolution by a factor of two whose patches do not overlap."""
+
+    def __init__(self, width: int) -> None:
+        """Maps each pixel to two by two pixels of `width` channels."""
+        super().__init__(width, 2, 2, data_format="channels_last", kernel_initializer=_uniform())
 
 
 class Embedding(layers.Layer):
@@ -312,7 +333,7 @@ class PatchEmbedding(layers.Layer):
         super().__init__()
         patch = config.encoder_patch_size
         self.channels = config.in_channels
-        self.proj = _convolution(config.encoder_embed_dim, patch, patch)
+        self.proj = Downscaling(config.encoder_embed_dim, patch)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
@@ -420,13 +441,13 @@ class PromptEncoder(layers.Layer):
         self.point_embeddings = [Embedding(1, width) for _ in range(4)]
         self.not_a_point_embed = Embedding(1, width)
         self.mask_downscaling = [
-            _convolution(hidden // 4, 2, 2),
+            Downscaling(hidden // 4, 2),
             _norm(),
             _gelu(),
-            _convolution(hidden, 2, 2),
+            Downscaling(hidden, 2),
             _norm(),
             _gelu(),
-            _convolution(width, 1),
+            Downscaling(width, 1),
         ]
         self.no_mask_embed = Embedding(1, width)
 
@@ -718,10 +739,10 @@ class MaskDecoder(layers.Layer):
         self.iou_token = Embedding(1, width)
         self.mask_tokens = Embedding(self.masks, width)
         self.output_upscaling = [
-            _upscaling(width // 4),
+            Upscaling(width // 4),
             _norm(),
             _gelu(),
-            _upscaling(width // 8),
+            Upscaling(width // 8),
             _gelu(),
         ]
         self.output_hypernetworks_mlps = [
@@ -1261,7 +1282,13 @@ def _read_prompts(inputs: dict[str, Any]) -> tuple[tuple[Any, Any, Any, Any], bo
         values = inputs.get(name if has_sets else plain)
         values = None if values is None else ops.convert_to_tensor(values)
         prompts.append(values if values is None or has_sets else values[:, None])
-    points, labels, boxes, masks = prompts
+    return _arrange_prompts(*prompts), has_sets
+
+
+def _arrange_prompts(
+    points: Any, labels: Any, boxes: Any, masks: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Prompts with every axis of the contract; one that is known to be empty becomes None."""
     if points is None and labels is not None:
         raise ValueError("labels need points: each label belongs to a point.")
     if points is not None and labels is None:
@@ -1270,4 +1297,8 @@ def _read_prompts(inputs: dict[str, Any]) -> tuple[tuple[Any, Any, Any, Any], bo
         boxes = boxes[:, :, None]
     if masks is not None and len(masks.shape) == 4:
         masks = masks[:, :, None]
-    return (points, labels, boxes, masks), has_sets
+    points, boxes, masks = (
+        None if prompt is None or 0 in prompt.shape[1:3] else prompt
+        for prompt in (points, boxes, masks)
+    )
+    return points, None if points is None else labels, boxes, masks
