@@ -21,9 +21,8 @@ from .mask_ops import (
     rle_to_mask,
     stability_scores,
     uncrop_masks,
-    upscale_masks,
-    upscaling_matrix,
 )
+from .mask_upscaling import upscale_masks, upscaling_matrix
 
 
 class OriginalSizeMasks(list[Any]):
