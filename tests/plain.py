@@ -86,3 +86,46 @@ def decode_one(model, embedding, prompts):
     )
     logits = torch.einsum("pkc,pchw->pkhw", weights, upscaled)
     return logits, decoder.iou_prediction_head(tokens[:, 0])
+
+
+def encode(model, pixel_values):
+    """Image embeddings (N, D, H'', W'')."""
+    encoder = model.image_encoder
+    tokens = encoder.patch_embed.proj(pixel_values).permute(0, 2, 3, 1) + encoder.pos_embed
+    for block in encoder.blocks:
+        normalised = norm(block.norm1, tokens)
+        side = block.attn.window_size
+        attended = in_windows(block.attn, normalised, side) if side else mix(block.attn, normalised)
+        tokens = tokens + attended
+        tokens = tokens + block.mlp(norm(block.norm2, tokens))
+    return encoder.neck(tokens.permute(0, 3, 1, 2))
+
+
+def in_windows(attention, tokens, side):
+    """Each window of side x side tokens alone; the grid is filled up with zeros."""
+    grid_h, grid_w = tokens.shape[1:3]
+    padded = F.pad(tokens, (0, 0, 0, -grid_w % side, 0, -grid_h % side))
+    mixed = torch.empty_like(padded)
+    for top in range(0, padded.shape[1], side):
+        for left in range(0, padded.shape[2], side):
+            window = (slice(None), slice(top, top + side), slice(left, left + side))
+            mixed[window] = mix(attention, padded[window])
+    return mixed[:, :grid_h, :grid_w]
+
+
+def mix(attention, tokens):
+    """Attention of all tokens (N, h, w, C) to all."""
+    height, width = tokens.shape[1:3]
+    query, key, value = (
+        heads_of(part.flatten(1, 2), attention.heads) for part in attention.qkv(tokens).chunk(3, -1)
+    )
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    scores = scores.unflatten(3, (height, width)).unflatten(2, (height, width))
+    row, column = torch.arange(height), torch.arange(width)
+    relative_h = attention.rel_pos_h[row[:, None] - row + height - 1]
+    relative_w = attention.rel_pos_w[column[:, None] - column + width - 1]
+    query = query.unflatten(2, (height, width))
+    scores = scores + torch.einsum("nhyxc,ykc->nhyxk", query, relative_h)[..., None]
+    scores = scores + torch.einsum("nhyxc,xkc->nhyxk", query, relative_w)[..., None, :]
+    mixed = scores.flatten(4).flatten(2, 3).softmax(-1) @ value
+    return attention.proj(mixed.transpose(1, 2).flatten(2)).view_as(tokens)

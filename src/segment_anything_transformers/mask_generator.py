@@ -7,10 +7,7 @@ logits, kept by predicted quality), finish (logits to full-size masks, kept by s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +18,6 @@ from .image_processing_segment_anything import SegmentAnythingImageProcessor
 from .mask_ops import (
     RLE,
     box_areas,
-    boxes_near_crop_edge,
     crop_boxes,
     masks_to_boxes,
     masks_to_rles,
@@ -33,7 +29,7 @@ from .mask_ops import (
     rle_to_coco,
     rle_to_mask,
 )
-from .mask_upscaling import FullMask, MaskUpscaler
+from .mask_upscaling import finish_masks
 from .predictor import Preprocessing, SAMPredictor
 
 Record = dict[str, Any]
@@ -244,43 +240,25 @@ class SAMAutomaticMaskGenerator:
         """The good and stable masks of some clicks, in pixels of the image."""
         threshold = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -np.inf
         good = self.predictor.predict_above(points[:, None], threshold)
-        finish = partial(self._finish, self.predictor.mask_upscaler(), crop_box, size_hw)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            finished = [*threads.map(finish, good.mask_logits)]
-        kept = [index for index, mask in enumerate(finished) if mask is not None]
-        if not kept:
-            return _Masks.none()
-        masks, stability = zip(*(finished[index] for index in kept), strict=True)
-        boxes = np.array([mask.box for mask in masks], np.int64)
-        left_top = crop_box[:2]
-        found = _Masks(
-            np.fromiter((mask.rle for mask in masks), object, len(masks)),
-            boxes + np.tile(left_top, 2),
-            good.iou_scores[kept],
-            np.array(stability, np.float32),
-            points[good.prompts[kept]] + left_top,
-            np.tile(crop_box, (len(masks), 1)),
+        least = self.stability_score_thresh
+        finished = finish_masks(
+            good.mask_logits,
+            self.predictor.mask_upscaler(),
+            self.predictor.config.mask_threshold,
+            self.stability_score_offset,
+            lambda stability: least <= 0 or stability >= least,
+            crop_box,
+            size_hw,
         )
-        return found.take(np.flatnonzero(~boxes_near_crop_edge(boxes, crop_box, size_hw)))
-
-    def _finish(
-        self,
-        upscaler: MaskUpscaler,
-        crop_box: np.ndarray,
-        size_hw: tuple[int, int],
-        mask_logits: np.ndarray,
-    ) -> tuple[FullMask, np.float32] | None:
-        """One mask at full size and its stability; None if that is too low.
-
-        The only place where full-size logits exist, one mask of them in each thread.
-        """
-        threshold = self.predictor.config.mask_threshold
-        logits = upscaler.in_box(mask_logits, threshold - self.stability_score_offset)
-        stability = logits.stability(threshold, self.stability_score_offset)
-        if self.stability_score_thresh > 0 and stability < self.stability_score_thresh:
-            return None
-        left, top = crop_box[:2].tolist()
-        return logits.mask(threshold, size_hw, (left, top)), stability
+        count = len(finished.rles)
+        return _Masks(
+            np.fromiter(finished.rles, object, count),
+            finished.boxes,
+            good.iou_scores[finished.indices],
+            finished.stability_scores,
+            points[good.prompts[finished.indices]] + crop_box[:2],
+            np.tile(crop_box, (count, 1)),
+        )
 
     def _without_small_regions(self, masks: _Masks) -> _Masks:
         """The masks without small holes and islands, and without duplicates that this made.

@@ -6,12 +6,15 @@ around stay below a cut-off, nothing above it appears at full size, and most mas
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from .mask_ops import RLE, bilinear_matrix, columns_to_rle
+from .mask_ops import RLE, bilinear_matrix, boxes_near_crop_edge, columns_to_rle
 
 try:
     from scipy import sparse
@@ -162,6 +165,62 @@ class MaskUpscaler:
         by_column = rows.transpose(2, 1, 0).reshape(width, count * height_0)
         columns = (self._axis_x.matrix @ by_column).reshape(width_0, count, height_0)
         return columns.transpose(1, 2, 0)
+
+
+class FinishedMasks(NamedTuple):
+    """The good ones of many masks at full size, in the frame of the whole image."""
+
+    indices: np.ndarray  # (n,) which of the given masks
+    rles: list[RLE]
+    boxes: np.ndarray  # (n, 4) int64, inclusive
+    stability_scores: np.ndarray  # (n,) float32
+
+
+def finish_masks(
+    mask_logits: np.ndarray,
+    upscaler: MaskUpscaler,
+    mask_threshold: float,
+    stability_offset: float,
+    is_stable: Callable[[np.float32], Any],
+    crop_box: np.ndarray,
+    size_hw: tuple[int, int],
+) -> FinishedMasks:
+    """Masks of one crop that are stable and that no edge of the crop cuts.
+
+    Full-size logits exist of one mask in each thread, and only of its box.
+
+    Args:
+        mask_logits: (n, H', W') float32.
+        upscaler: Brings them to the size of the crop.
+        mask_threshold: Logits above it belong to the mask.
+        stability_offset: How far the threshold moves to measure stability.
+        is_stable: Says of a stability whether it suffices.
+        crop_box: Left, top, right, bottom of the crop in the image.
+        size_hw: Size of the image.
+    """
+    left_top = int(crop_box[0]), int(crop_box[1])
+
+    def finish(logits: np.ndarray) -> tuple[FullMask, np.float32] | None:
+        in_box = upscaler.in_box(logits, mask_threshold - stability_offset)
+        stability = in_box.stability(mask_threshold, stability_offset)
+        return (
+            (in_box.mask(mask_threshold, size_hw, left_top), stability)
+            if is_stable(stability)
+            else None
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        finished = [*threads.map(finish, mask_logits)]
+    stable = {index: mask for index, mask in enumerate(finished) if mask is not None}
+    boxes = np.array([mask.box for mask, _ in stable.values()], np.int64).reshape(-1, 4)
+    whole = np.flatnonzero(~boxes_near_crop_edge(boxes, crop_box, size_hw))
+    indices = np.array([*stable], np.int64)[whole]
+    return FinishedMasks(
+        indices,
+        [stable[index][0].rle for index in indices],
+        boxes[whole] + np.tile(left_top, 2),
+        np.array([stable[index][1] for index in indices], np.float32),
+    )
 
 
 def upscale_masks(

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -43,8 +43,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
 }
 
-_BIAS_ELEMENTS = 1 << 24
-"""Largest relative-position bias that is built at once, in elements an image (64 MiB in fp32)."""
+_SCORES_AT_ONCE = {True: 1 << 21, False: 1 << 26}
+"""Attention scores that the encoder holds at one time, on a processor and elsewhere: 8 MiB of them
+in fp32 stay in a processor's cache. All scores of a global block would be 800 MB."""
+
+_ROWS_AT_ONCE = 16
+"""Rows of tokens that go through a global block's perceptron at a time, on a processor."""
 
 _POSITIONS_AT_ONCE = {True: 1 << 13, False: 1 << 19}
 """Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
@@ -116,12 +120,18 @@ def _attend(
     dropout: float,
     implementation: str | None,
 ) -> Tensor:
-    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
-    if implementation != "eager":
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores.
+
+    On a processor `scaled_dot_product_attention` is slower with a bias than written out.
+    """
+    if implementation != "eager" and (bias is None or query.device.type != "cpu"):
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    weights = (scores if bias is None else scores + bias).softmax(-1)
-    return F.dropout(weights, dropout) @ value
+    scaled = query * query.shape[-1] ** -0.5
+    if bias is not None and bias.ndim == 3:
+        scores = bias.baddbmm_(scaled, key.mT)  # the bias is a fresh tensor, and a large one
+    else:
+        scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
+    return F.dropout(scores.softmax(-1), dropout) @ value
 
 
 def _relative_positions(table: Tensor, size: int) -> Tensor:
@@ -164,21 +174,21 @@ class EncoderAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Mixes the tokens of each window: (N, H'', W'', C) to the same shape."""
         grid_h, grid_w = tokens.shape[1:3]
-        window_hw = self._window_hw((grid_h, grid_w))
+        window_hw = self.window_size or grid_h, self.window_size or grid_w
         query, key, value = self._windows(self.qkv(tokens), window_hw)
-        mixed = self._mix(query, key, value, window_hw)  # (N * windows, heads, h * w, c)
+        mixed = self._mix(query, key, value, window_hw)  # (N * windows * heads, h * w, c)
         mixed = self._grid(mixed, tokens.shape, window_hw)
         return self.drop(self.proj(mixed[:, :grid_h, :grid_w]))
 
     def _windows(self, qkv: Tensor, window_hw: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Queries, keys and values by window: three (N * windows, heads, h * w, c)."""
+        """Queries, keys and values by window: three (N * windows * heads, h * w, c)."""
         window_h, window_w = window_hw
         qkv = self._pad(qkv, -qkv.shape[1] % window_h, -qkv.shape[2] % window_w)
         split = qkv.unflatten(1, (-1, window_h)).unflatten(3, (-1, window_w))
         split = split.unflatten(5, (3, self.heads, -1))
         # (N, rows, h, columns, w, 3, heads, c) -> (3, N, rows, columns, heads, h, w, c)
         split = split.permute(5, 0, 1, 3, 6, 2, 4, 7)
-        return split.flatten(5, 6).flatten(1, 3).unbind(0)
+        return split.flatten(5, 6).flatten(1, 4).unbind(0)
 
     def _pad(self, qkv: Tensor, pad_h: int, pad_w: int) -> Tensor:
         """Completes the last windows with the projection of zeros, which is the bias.
@@ -195,33 +205,59 @@ class EncoderAttention(nn.Module):
         return torch.where(is_padding[..., None], self.qkv.bias, padded)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, window_hw: tuple[int, int]) -> Tensor:
-        """Attention with relative positions, for some rows of queries at a time.
-
-        The bias of all queries at once would be the largest tensor of the whole encoder.
-        """
+        """Attention with relative positions, for some heads or some rows of queries at a time."""
         window_h, window_w = window_hw
-        rows = query.unflatten(2, window_hw)  # (B, heads, h, w, c)
+        queries = query.unflatten(1, window_hw)  # (B, h, w, c), B = N * windows * heads
         positions_h = _relative_positions(self.rel_pos_h, window_h).to(query.dtype)
         positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
-        step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
-        dropout = self.drop_attention if self.training else 0.0
-        mixed = []
-        for start in range(0, window_h, step):
-            part = rows[:, :, start : start + step]
-            bias_h = torch.einsum("bnhwc,hkc->bnhwk", part, positions_h[start : start + step])
-            bias_w = torch.einsum("bnhwc,wkc->bnhwk", part, positions_w)
-            bias = bias_h[..., :, None] + bias_w[..., None, :]  # (B, heads, rows, w, h, w)
-            bias = bias.flatten(4, 5).flatten(2, 3)
-            implementation = self.config._attn_implementation
-            mixed.append(_attend(part.flatten(2, 3), key, value, bias, dropout, implementation))
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+        bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)[..., :, None]
+        bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)[..., None, :]
+        parts = []
+        for some, rows in self._parts(query, window_hw):
+            bias = bias_h[some, rows] + bias_w[some, rows]  # (b, rows, w, h, w)
+            mixed = _attend(
+                queries[some, rows].flatten(1, 2),
+                key[some],
+                value[some],
+                bias.flatten(3, 4).flatten(1, 2),
+                self.drop_attention if self.training else 0.0,
+                self.config._attn_implementation,
+            )
+            parts.append(mixed)
+        return torch.cat(parts).view_as(query)
+
+    def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
+        """Which of (B, h, w, c) queries attend together: several B with all rows, or few rows."""
+        everything = slice(None)
+        if torch.compiler.is_compiling():
+            return [(everything, everything)]
+        (window_h, window_w), keys = window_hw, query.shape[1]
+        scores = _SCORES_AT_ONCE[query.device.type == "cpu"]
+        length, rows = scores // keys**2, max(1, scores // (window_w * keys))
+        if length:
+            return [
+                (slice(start, start + length), everything) for start in range(0, len(query), length)
+            ]
+        starts = product(range(len(query)), range(0, window_h, rows))
+        return [(slice(one, one + 1), slice(row, row + rows)) for one, row in starts]
 
     def _grid(self, mixed: Tensor, shape: torch.Size, window_hw: tuple[int, int]) -> Tensor:
         """Puts windows back side by side: (N, padded H'', padded W'', C)."""
         window_h, window_w = window_hw
-        grid = mixed.unflatten(0, (shape[0], -(-shape[1] // window_h), -(-shape[2] // window_w)))
-        grid = grid.unflatten(4, window_hw)  # (N, rows, columns, heads, h, w, c)
+        windows = (shape[0], -(-shape[1] // window_h), -(-shape[2] // window_w), self.heads)
+        grid = mixed.unflatten(0, windows).unflatten(
+            4, window_hw
+        )  # (N, rows, columns, heads, h, w, c)
         return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+def _is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
+    """Whether pieces that fit the cache are worth it: on a processor, not while training.
+
+    A graph that is traced stays small, and drop rates act on whole images.
+    """
+    is_traced = torch.compiler.is_compiling()
+    return features.device.type == "cpu" and not layer.training and not is_traced
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -245,8 +281,23 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.drop_path_rate = config.encoder_drop_path_rate * index / last
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Refines the tokens: (N, H'', W'', C) to the same shape."""
-        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)))
+        """Refines the tokens: (N, H'', W'', C) to the same shape.
+
+        On a processor, strips of windows one after another, which do not see each other. What is
+        made of a strip stays in the cache, where that of all tokens would not.
+        """
+        if not _is_in_pieces(self, tokens):
+            return self._perceive(self._attend(tokens))
+        if self.attn.window_size:
+            strips = tokens.split(self.attn.window_size, dim=1)
+            return torch.cat([self._perceive(self._attend(strip)) for strip in strips], dim=1)
+        strips = self._attend(tokens).split(_ROWS_AT_ONCE, dim=1)
+        return torch.cat([self._perceive(strip) for strip in strips], dim=1)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        return tokens + self._drop_path(self.attn(self.norm1(tokens)))
+
+    def _perceive(self, tokens: Tensor) -> Tensor:
         return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
@@ -294,6 +345,11 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W)."""
+        if _is_in_pieces(self, pixel_values):  # a batch would win nothing there
+            return torch.cat([self._encode(image) for image in pixel_values.split(1)])
+        return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
         tokens = self.patch_embed(pixel_values)
         tokens = self.drop(tokens + self._positions(tokens.shape[1], tokens.shape[2]))
         for block in self.blocks:

@@ -6,6 +6,7 @@ import sys
 import types
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SamConfig, SamModel
@@ -16,7 +17,7 @@ from segment_anything_transformers.huggingface_sam import to_huggingface
 def meta_modeling() -> types.ModuleType:
     """Meta's `segment_anything.modeling`, without its package, which needs torchvision."""
     if "segment_anything" not in sys.modules:
-        location = importlib.util.find_spec("segment_anything")
+        location: Any = importlib.util.find_spec("segment_anything")
         parent = types.ModuleType("segment_anything")
         parent.__path__ = [str(Path(location.origin).parent)]
         parent.__spec__ = location
