@@ -34,7 +34,7 @@ $(VENV)/.torch: pyproject.toml constraints.txt
 
 # The extra says tensorflow; for tests the build without CUDA does, under its own name.
 $(VENV)/.test: $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax -e ".[torch,test]"
+	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax -e ".[torch,export,test]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch
