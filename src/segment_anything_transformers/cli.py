@@ -16,6 +16,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from .cli_arguments import GENERATOR_OPTIONS, build_parser
+from .cli_evaluate import run_evaluate
 from .cli_files import (
     UsageError,
     check_names_differ,
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "generate": _generate,
         "models": lambda _: print_models(),
         "demo": _demo,
+        "evaluate": run_evaluate,
     }
     try:
         return commands[args.command](args)
