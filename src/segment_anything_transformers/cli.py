@@ -17,6 +17,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from .cli_arguments import GENERATOR_OPTIONS, build_parser
+from .cli_evaluate import run_evaluate
 from .cli_files import (
     UsageError,
     check_names_differ,
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "generate": _generate,
         "models": lambda _: print_models(),
         "demo": _demo,
+        "evaluate": run_evaluate,
     }
     try:
         return commands[args.command](args)
