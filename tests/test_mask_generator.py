@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segment_anything_transformers import mask_generator, mask_ops
+from segment_anything_transformers import mask_ops
 from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
+from segment_anything_transformers.mask_upscaling import MaskUpscaler
 from tests.fake_backend import FakeBackend, small_config
 from tests.tiny import random_model
 
@@ -118,21 +119,17 @@ def test_batches_make_no_difference(fake):
     compare(one.generate(picture()), all_at_once.generate(picture()))
 
 
-def test_only_what_passes_is_upscaled_and_never_much_at_once(fake, monkeypatch):
-    expected = SAMAutomaticMaskGenerator(fake, **LENIENT).generate(picture())
-    generator = SAMAutomaticMaskGenerator(fake, **LENIENT)
-    upscale, upscaled = generator.predictor.upscale, []
+def test_only_what_passes_is_upscaled(fake, monkeypatch):
+    upscaled, in_box = [], MaskUpscaler.in_box
     monkeypatch.setattr(
-        generator.predictor,
-        "upscale",
-        lambda logits: upscaled.append(len(logits)) or upscale(logits),
+        MaskUpscaler,
+        "in_box",
+        lambda self, logits, cut_off: upscaled.append(cut_off) or in_box(self, logits, cut_off),
     )
-    monkeypatch.setattr(mask_generator, "_LOGITS_AT_ONCE", 70 * 110 * 4 + 1)
-    compare(generator.generate(picture()), expected)
-
+    SAMAutomaticMaskGenerator(fake, **LENIENT).generate(picture())
     scores = fake.decode(np.zeros(1), fake.decoded[0]["points"], None, None, None, True)[1]
-    assert sum(upscaled) == (scores > 0.82).sum() < scores.size
-    assert max(upscaled) == 4
+    assert upscaled == [-1.0] * (scores > 0.82).sum()
+    assert len(upscaled) < scores.size
 
 
 def test_each_crop_is_encoded_once(fake):

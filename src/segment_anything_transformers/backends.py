@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -56,6 +56,38 @@ class Backend(Protocol):
             Logits (P, K, H', W') float32 and scores (P, K) float32. P is 1 without any prompt.
         """
         ...
+
+    def decode_above(
+        self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
+    ) -> GoodMasks:
+        """Of the K masks of each prompt, those whose predicted quality exceeds a threshold.
+
+        A model knows the quality before it makes a mask, and need not make the others.
+
+        Args:
+            image_embeddings: Those of one image, (1, D, H'', W'').
+            points: (P, M1, 2) float32, x and y in model-input pixels.
+            labels: (P, M1), 1 foreground, 0 background, -1 not a point.
+            iou_threshold: Scores have to be above it.
+        """
+        ...
+
+
+class GoodMasks(NamedTuple):
+    """n masks that a model itself rates well, ordered by prompt, then by mask."""
+
+    mask_logits: np.ndarray
+    """(n, H', W') float32."""
+    iou_scores: np.ndarray
+    """(n,) float32."""
+    prompts: np.ndarray
+    """(n,) int64, the prompt that each belongs to."""
+
+    @classmethod
+    def above(cls, iou_threshold: float, mask_logits: np.ndarray, iou_scores: np.ndarray) -> Self:
+        """Of logits (P, K, H', W') and scores (P, K), those above the threshold."""
+        prompts, masks = np.nonzero(iou_scores > iou_threshold)
+        return cls(mask_logits[prompts, masks], iou_scores[prompts, masks], prompts)
 
 
 class TorchBackend:
@@ -122,6 +154,17 @@ class TorchBackend:
             mask_logits, iou_scores = output.pred_masks[0].float(), output.iou_scores[0].float()
             return mask_logits.cpu().numpy(), iou_scores.cpu().numpy()
 
+    def decode_above(
+        self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
+    ) -> GoodMasks:
+        """See `Backend.decode_above`."""
+        with self._inference():
+            mask_logits, iou_scores, prompts = self.model.decode_above(
+                image_embeddings, self._tensor(points), self._tensor(labels), iou_threshold
+            )
+            arrays = mask_logits.float(), iou_scores.float(), prompts
+            return GoodMasks(*(array.cpu().numpy() for array in arrays))
+
 
 class KerasBackend:
     """A `TFSegmentAnythingModel`, on whichever backend of Keras it was made."""
@@ -153,6 +196,13 @@ class KerasBackend:
         selection = slice(1, None) if multimask_output else slice(0, 1)
         mask_logits, iou_scores = self.model.decode(image_embeddings, *prompts, selection)
         return np.asarray(mask_logits[0], np.float32), np.asarray(iou_scores[0], np.float32)
+
+    def decode_above(
+        self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
+    ) -> GoodMasks:
+        """See `Backend.decode_above`. Makes every mask first."""
+        outputs = self.decode(image_embeddings, points, labels, None, None, True)
+        return GoodMasks.above(iou_threshold, *outputs)
 
 
 # The package that one of the model's base classes comes from, and what wraps such a model.

@@ -17,6 +17,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from .cli_arguments import GENERATOR_OPTIONS, build_parser
+from .cli_evaluate import run_evaluate
 from .cli_files import (
     UsageError,
     check_names_differ,
@@ -50,12 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     # Transformers' remark that PyTorch is missing; where it matters, the command says so itself.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the processor
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's remarks on the processor
     commands = {
         "predict": _predict,
         "generate": _generate,
         "models": lambda _: print_models(),
         "demo": _demo,
+        "evaluate": run_evaluate,
     }
     try:
         return commands[args.command](args)

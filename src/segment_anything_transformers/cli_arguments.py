@@ -5,12 +5,14 @@ import math
 from typing import Any, NoReturn
 
 from . import __version__
+from .cli_evaluate import add_evaluate
 
 _GENERAL = """\
 Outlines objects in photographs with Segment Anything.
 
   predict    the object that you point at, with clicks, boxes or a rough mask
   generate   everything in a picture
+  evaluate   how good a model is on your images and masks
   models     the models that are known by name
   demo       a first try: the model and the photograph come with the package
 
@@ -140,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
         "models", description="Lists the models that are known by name.", help="list the models"
     )
     _add_demo(commands)
+    _add_model(add_evaluate(commands, _EXIT_CODES))
     return parser
 
 
@@ -230,6 +233,18 @@ def _add_point(group: Any, flag: str, meaning: str) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Options on the model and on what is written."""
+    _add_model(parser)
+    output = parser.add_argument_group("the output")
+    output.add_argument(
+        "-o", "--output", default="segmented", metavar="FOLDER", help="default: %(default)s"
+    )
+    output.add_argument("--json-only", action="store_true", help="write no pictures")
+    output.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument(
         "--model",
@@ -255,12 +270,4 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default="float32",
         choices=("float32", "bfloat16", "float16"),
         help="precision of the computation (default: %(default)s)",
-    )
-    output = parser.add_argument_group("the output")
-    output.add_argument(
-        "-o", "--output", default="segmented", metavar="FOLDER", help="default: %(default)s"
-    )
-    output.add_argument("--json-only", action="store_true", help="write no pictures")
-    output.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
     )
