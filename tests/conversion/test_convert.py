@@ -169,6 +169,13 @@ def test_exports_are_run_and_compared(model, tmp_path, to, against):
     assert convert(tmp_path / "ours", tmp_path / "made", to) == [against]
 
 
+def test_a_preset_is_compared_with_its_repository(model, tmp_path, monkeypatch):
+    repository = sources(model, tmp_path)["huggingface"]
+    monkeypatch.setattr(comparison, "preset_repository", {"sam_vit_b": repository}.get)
+    assert comparison.peer_of_source("sam_vit_b", model).name.startswith("transformers")
+    assert comparison.peer_of_source("sam_vit_t", model) is None
+
+
 def test_every_format_has_what_runs_it():
     assert WRITERS.keys() == comparison._PEERS.keys()
 
