@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -86,5 +87,5 @@ def _difference(made: Any, expected: Tensor) -> tuple[float, float]:
     """Largest difference, and the same over the largest value where that is above 1."""
     if tuple(made.shape) != tuple(expected.shape):
         return float("inf"), float("inf")
-    absolute = float((torch.as_tensor(made) - expected).abs().max())
+    absolute = float(np.abs(np.asarray(made) - np.asarray(expected)).max())
     return absolute, absolute / max(1.0, float(expected.abs().max()))
