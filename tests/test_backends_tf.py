@@ -47,9 +47,7 @@ def prompts_of(names, count, length=1, seed=0):
 @pytest.mark.parametrize("group", [1, 2, 100])
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES[2:3], NAMES[3:], NAMES])
 @pytest.mark.parametrize("multimask_output", [True, False])
-def test_decoding_equals_pytorch(
-    backends, embeddings, monkeypatch, group, names, multimask_output
-):
+def test_decoding_equals_pytorch(backends, embeddings, monkeypatch, group, names, multimask_output):
     positions = dict.fromkeys((True, False), group * 12 * 8)
     monkeypatch.setattr(keras_graphs, "_POSITIONS_AT_ONCE", positions)
     prompts = prompts_of(names, 5, 3)
