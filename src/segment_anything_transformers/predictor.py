@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,14 +267,10 @@ class SAMPredictor:
             for index in np.ndindex(shape[:-3]):
                 results[index] = upscaler.whole(mask_logits[index])
             return results
-        threshold, results = self.config.mask_threshold, np.zeros(shape, bool)
-        for index in np.ndindex(shape[:-2]):
-            columns, left, top = upscaler.in_box(mask_logits[index], threshold)
-            width, height = columns.shape
-            results[(*index, slice(top, top + height), slice(left, left + width))] = (
-                columns > threshold
-            ).T
-        return results
+        flat = mask_logits.reshape(-1, *mask_logits.shape[-2:])
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            masks = threads.map(lambda one: upscaler.mask(one, self.config.mask_threshold), flat)
+            return np.array([*masks], bool).reshape(shape)
 
 
 def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
