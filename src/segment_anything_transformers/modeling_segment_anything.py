@@ -1311,6 +1311,21 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @property
+    def prompts_per_group(self) -> int | None:
+        """How many prompt sets are decoded together; None chooses by device and image size.
+
+        On a processor two of `sam_vit_b` are fastest: what is known of them fits the cache. More
+        on a GPU. Results do not depend on it. Can be set.
+        """
+        return self.mask_decoder.prompts_per_group
+
+    @prompts_per_group.setter
+    def prompts_per_group(self, count: int | None) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"prompts_per_group must be at least 1 or None, got {count}.")
+        self.mask_decoder.prompts_per_group = count
+
+    @property
     def mask_threshold(self) -> float:
         """Logits above it belong to the mask."""
         return self.config.mask_threshold
