@@ -74,6 +74,21 @@ def test_decoding_equals_the_models_own_call(multimask_output):
         np.testing.assert_allclose(iou_scores, expected.iou_scores[image], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_another_precision_runs_on_a_copy(dtype):
+    model = random_model(small_config())
+    backend = backend_for(model, dtype)
+    assert model.dtype == torch.float32
+    assert backend.model.dtype in (torch.bfloat16, torch.float16)
+    assert backend_for(model, "float32").model is model
+    assert backend_for(model).model is model
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match='"float32", "bfloat16" or "float16", got \'int8\''):
+        backend_for(random_model(small_config()), "int8")
+
+
 def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():
     config = small_config()
     backend = backend_for(random_model(config))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -91,12 +92,27 @@ class GoodMasks(NamedTuple):
 
 
 class TorchBackend:
-    """A PyTorch `SegmentAnythingModel`, run on the device and in the precision it already has."""
+    """A PyTorch `SegmentAnythingModel`, run on the device it is on, in the precision it has.
+
+    Args:
+        model: The model.
+        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own.
+    """
 
     name = "torch"
 
-    def __init__(self, model: Any) -> None:
-        """Wraps a model without changing it."""
+    def __init__(self, model: Any, dtype: Any = None) -> None:
+        """Wraps a model without changing it; a copy of it where the precision is another."""
+        import torch
+
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f'dtype must be "float32", "bfloat16" or "float16", got {name!r}. None keeps the '
+                "precision that the model has."
+            )
+        if dtype is not None and getattr(torch, name) != model.dtype:
+            model = deepcopy(model).to(getattr(torch, name))
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
@@ -171,8 +187,13 @@ class KerasBackend:
 
     name = "tensorflow"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: Any = None) -> None:
         """Wraps a model without changing it."""
+        if dtype is not None:
+            raise ValueError(
+                f"A Keras model keeps the precision it was made in, got dtype={dtype!r}. Load it "
+                "with from_pretrained(..., dtype=...)."
+            )
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
@@ -243,17 +264,19 @@ class KerasBackend:
 
 
 # The package that one of the model's base classes comes from, and what wraps such a model.
-_ADAPTERS: dict[str, Callable[[Any], Backend]] = {"torch": TorchBackend, "keras": KerasBackend}
+_ADAPTERS: dict[str, Callable[[Any, Any], Backend]] = {"torch": TorchBackend, "keras": KerasBackend}
 
 
-def backend_for(model: Any) -> Backend:
+def backend_for(model: Any, dtype: Any = None) -> Backend:
     """The model behind the calls of `Backend`, whichever framework it is written in.
 
     Args:
         model: A `SegmentAnythingModel`, or anything that already has the methods of `Backend`.
+        dtype: The precision to run a PyTorch model in, by default the one it has.
 
     Raises:
         TypeError: If the model's framework has no adapter.
+        ValueError: If the precision is none, or not to be chosen here.
     """
     if isinstance(model, Backend):
         return model
@@ -261,7 +284,7 @@ def backend_for(model: Any) -> Backend:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for framework, adapter in _ADAPTERS.items():
         if framework in frameworks and model_type == SegmentAnythingModelConfig.model_type:
-            return adapter(model)
+            return adapter(model, dtype)
     raise TypeError(
         f"Expected a SegmentAnythingModel, got {type(model).__name__}. Models are loaded with "
         'SegmentAnythingModel.from_pretrained("sam_vit_t").'

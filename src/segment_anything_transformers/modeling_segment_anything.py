@@ -997,6 +997,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width, masks = config.embed_dim, config.nb_multimask_outputs + 1
         self.prompts_per_group: int | None = None
+        self._last_shared: tuple | None = None
         self.transformer = TwoWayTransformer(config)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(masks, width)
@@ -1037,15 +1038,18 @@ class MaskDecoder(nn.Module):
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
         chosen = range(self.mask_tokens.num_embeddings)[selection]
+        decoded = self.decode(
+            image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists
+        )
+        if torch.compiler.is_compiling():
+            (whole,) = decoded
+            return self.masks(whole, chosen), whole.iou_scores[..., selection]
         logits: list[Tensor] = []
         scores: list[Tensor] = []
-        for decoded in self.decode(
-            image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists
-        ):
+        for group in decoded:
+            scores.append(group.iou_scores[..., selection])
             # Upscaled, the image of one prompt set fills the cache.
-            one_by_one = [decoded] if torch.compiler.is_compiling() else decoded.split()
-            logits += [self.masks(part, chosen) for part in one_by_one]
-            scores.append(decoded.iou_scores[..., selection])
+            logits += [self.masks(part, chosen) for part in group.split()]
         return torch.cat(logits, dim=1), torch.cat(scores, dim=1)
 
     def decode(
@@ -1069,13 +1073,12 @@ class MaskDecoder(nn.Module):
             exists = F.pad(exists, (outputs.shape[0], 0), value=True)
         positions = image_positions.flatten(0, 1).to(image_embeddings.dtype)
         is_shared = dense_embeddings.shape[1] == 1
-        shared: SharedImage | None = None
+        if is_shared:
+            shared, upscaled = self._share_once(image_embeddings, dense_embeddings, positions)
         for group in self._groups(tokens.shape[1], image_embeddings):
-            if shared is None or not is_shared:
-                dense = dense_embeddings if is_shared else dense_embeddings[:, group]
-                image = (image_embeddings[:, None] + dense).flatten(3).mT
-                shared = self.transformer.share(image, positions)
-                upscaled = shared.tokens @ self._first_kernel()
+            if not is_shared:
+                image = image_embeddings[:, None] + dense_embeddings[:, group]
+                shared, upscaled = self._share(image, positions)
             refined, prompted = self.transformer(
                 tokens[:, group], shared, None if exists is None else exists[:, group]
             )
@@ -1086,6 +1089,38 @@ class MaskDecoder(nn.Module):
                 upscaled,
                 (image_embeddings.shape[2], image_embeddings.shape[3]),
             )
+
+    def _share(self, image: Tensor, positions: Tensor) -> tuple[SharedImage, Tensor]:
+        """What no prompt changes, for images (N, S, D, H'', W''), and its first upscaling."""
+        shared = self.transformer.share(image.flatten(3).mT, positions)
+        return shared, shared.tokens @ self._first_kernel()
+
+    def _share_once(
+        self, image_embeddings: Tensor, dense_embeddings: Tensor, positions: Tensor
+    ) -> tuple[SharedImage, Tensor]:
+        """As `_share`; for the image and the weights of the last call, what that call found."""
+        image = image_embeddings[:, None] + dense_embeddings
+        parameters = [*self.parameters()]
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or len(image) > 1
+            or any(parameter.is_inference() for parameter in parameters)
+        ):
+            return self._share(image, positions)
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._last_shared is not None:
+            last_image, last_positions, last_weights, result = self._last_shared
+            # The values, not the objects: whoever changes a tensor in place is safe.
+            if (
+                weights == last_weights
+                and torch.equal(image, last_image)
+                and torch.equal(positions, last_positions)
+            ):
+                return result
+        result = self._share(image, positions)
+        self._last_shared = image, positions, weights, result
+        return result
 
     def _groups(self, sets: int, image_embeddings: Tensor) -> list[slice]:
         """Prompt sets that are decoded together: all of them in a graph that is traced."""
@@ -1274,6 +1309,21 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
         }
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    @property
+    def prompts_per_group(self) -> int | None:
+        """How many prompt sets are decoded together; None chooses by device and image size.
+
+        On a processor two of `sam_vit_b` are fastest: what is known of them fits the cache. More
+        on a GPU. Results do not depend on it. Can be set.
+        """
+        return self.mask_decoder.prompts_per_group
+
+    @prompts_per_group.setter
+    def prompts_per_group(self, count: int | None) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"prompts_per_group must be at least 1 or None, got {count}.")
+        self.mask_decoder.prompts_per_group = count
 
     @property
     def mask_threshold(self) -> float:
