@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .annotations import load_samples
     from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
     from .evaluation import evaluate
+    from .finetuning import finetune
     from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
     from .mask_generator import SAMAutomaticMaskGenerator
     from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
@@ -38,6 +39,7 @@ __all__ = [
     "draw_masks",
     "draw_prompts",
     "evaluate",
+    "finetune",
     "list_presets",
     "load_samples",
 ]
@@ -46,6 +48,7 @@ _MODULES = {
     "annotations": ("load_samples",),
     "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
     "evaluation": ("evaluate",),
+    "finetuning": ("finetune",),
     "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
     "mask_generator": ("SAMAutomaticMaskGenerator",),
     "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
