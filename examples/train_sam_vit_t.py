@@ -25,28 +25,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from examples.scene_dataset import SceneDataset, ViewOptions
-from segment_anything_transformers.configuration_segment_anything import (
-    PADDING,
-    SegmentAnythingModelConfig,
-)
-from segment_anything_transformers.loss_segment_anything import (
-    correction_points,
-    loss_of_all_masks,
-)
-from segment_anything_transformers.modeling_segment_anything import (
-    DecoderAttention,
-    SegmentAnythingModel,
-)
+from examples.training_loss import DenseHead, training_loss
+from examples.training_start import initial_model
+from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
 AVERAGE_DECAY = 0.998
 NO_MATRICES = ("embed", "rel_pos", "iou_token", "mask_tokens")
-FINER = (1.5, 6.0)
-"""By how much every second frequency of the position encoding is raised, from the first on."""
 RANK = int(os.environ.get("RANK", "0"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -60,14 +50,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
-    parser.add_argument(
-        "--finer-positions", action="store_true", help="raise half of the position frequencies"
-    )
+    parser.add_argument("--initial-encoder", help="model whose image encoder alone to start from")
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
     parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
     parser.add_argument("--focus", type=float, default=0.0, help="share of views of one object")
+    parser.add_argument(
+        "--size-preference", type=float, default=0.5, help="power of the area in objects' chances"
+    )
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
@@ -76,51 +67,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--corrections", type=float, default=0.3, help="share of steps with a click more"
     )
+    parser.add_argument(
+        "--dense-weight", type=float, default=1.0, help="of the loss that needs no prompts"
+    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the image encoder")
     return parser.parse_args()
-
-
-def initial_model(options: argparse.Namespace) -> SegmentAnythingModel:
-    """A trained model, or one with random weights."""
-    if options.initial is None:
-        model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset("sam_vit_t"))
-        start_by_position(model)
-    else:
-        model = SegmentAnythingModel.from_pretrained(options.initial)
-    if options.finer_positions:
-        add_fine_positions(model)
-    return model
-
-
-@torch.no_grad()
-def start_by_position(model: SegmentAnythingModel) -> None:
-    """Lets the decoder's cross-attention begin between tokens and image at equal positions.
-
-    With equal projections of queries and keys, a score is high where the two position encodings
-    agree. From independent random ones it takes thousands of images until prompts are located.
-    """
-    for attention in model.mask_decoder.modules():
-        if isinstance(attention, DecoderAttention):
-            query, key = attention.q_proj, attention.k_proj
-            if query.out_features < query.in_features:  # self-attention does not narrow
-                query.weight.mul_(2.0)
-                key.weight.copy_(query.weight)
-
-
-@torch.no_grad()
-def add_fine_positions(model: SegmentAnythingModel) -> None:
-    """Raises every second frequency of the position encoding.
-
-    Frequencies of one cycle over half the picture, as usual, tell positions a tenth of its side
-    apart: too coarse for the corners of a small box.
-    """
-    frequencies = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix[:, ::2]
-    low, high = (math.log(factor) for factor in FINER)
-    frequencies.mul_(torch.linspace(low, high, frequencies.shape[1]).exp())
 
 
 def learning_rate_share(step: int, options: argparse.Namespace) -> float:
@@ -131,9 +87,7 @@ def learning_rate_share(step: int, options: argparse.Namespace) -> float:
     return min(rise, max(0.0, (options.steps - step) / options.decay_steps))
 
 
-def make_optimizers(
-    model: torch.nn.Module, options: argparse.Namespace
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for the rest: twice the progress of AdamW alone in a step.
 
     Biases, norms, embeddings and positions do not decay.
@@ -149,67 +103,7 @@ def make_optimizers(
     return [muon, torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
 
 
-def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
-    """Pixel values (N, C, H, W) of uint8 images (N, H, W, C), zero in the padding."""
-    mean = torch.tensor(config.channel_mean, device=pixels.device)
-    std = torch.tensor(config.channel_std, device=pixels.device)
-    values = (pixels / 255.0 - mean) / std
-    rows = torch.arange(pixels.shape[1], device=pixels.device)
-    is_row = rows[None, :, None] < inside[:, None, None, 0]
-    is_column = rows[None, None, :] < inside[:, None, None, 1]
-    return (values * (is_row & is_column)[..., None]).permute(0, 3, 1, 2).contiguous()
-
-
-def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Two prompt sets an object: a click, and a box. Points, labels and boxes, padded."""
-    images, objects = points.shape[:2]
-    nothing = torch.full_like(points, PADDING)
-    all_points = torch.cat([points, nothing], dim=1)[:, :, None]
-    labels = torch.ones(images, 2 * objects, 1, dtype=torch.long, device=points.device)
-    labels[:, objects:] = PADDING
-    all_boxes = torch.cat([torch.full_like(boxes, PADDING), boxes], dim=1)
-    return all_points, labels, all_boxes
-
-
-def training_loss(
-    model: SegmentAnythingModel, batch: dict[str, Tensor], correct: bool
-) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a batch: a click and a box for each object, and maybe a correcting click."""
-    pixels = normalise(batch["pixels"], batch["inside"], model.config)
-    truth = (batch["truth"].float() / 255.0).repeat(1, 2, 1, 1)
-    embeddings = model.get_image_embeddings(pixels)
-    points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
-    logits, scores = model.decode(embeddings, points, labels, boxes)
-    loss = loss_of_all_masks(logits, scores, truth)
-    figures = measure(logits.detach(), scores.detach(), truth)
-    if not correct:
-        return loss, figures
-    best = logits.detach().take_along_dim(scores.argmax(2)[:, :, None, None, None], dim=2)
-    click_xy, click_labels = correction_points(best[:, :, 0] > 0, truth > 0.5)
-    click_xy = (click_xy + 0.5) * (pixels.shape[-1] / truth.shape[-1]) - 0.5  # the pixel's centre
-    points = torch.cat([points, click_xy[:, :, None]], dim=2)
-    labels = torch.cat([labels, click_labels[:, :, None]], dim=2)
-    logits, scores = model.decode(embeddings, points, labels, boxes, best)
-    return loss + loss_of_all_masks(logits, scores, truth), figures
-
-
-@torch.no_grad()
-def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, float]:
-    """Mean IoU for clicks and boxes: the single mask, and the best of three by own score."""
-    masks, target = logits > 0, (truth > 0.5)[:, :, None]
-    union = (masks | target).sum((-2, -1)).clamp(min=1)
-    iou = (masks & target).sum((-2, -1)) / union  # (N, P, K + 1)
-    picked = iou[:, :, 1:].take_along_dim(scores[:, :, 1:].argmax(2, keepdim=True), dim=2)
-    half = iou.shape[1] // 2
-    return {
-        "click_single": iou[:, :half, 0].mean().item(),
-        "click_best": picked[:, :half].mean().item(),
-        "box_single": iou[:, half:, 0].mean().item(),
-        "box_best": picked[:, half:].mean().item(),
-    }
-
-
-def average_gradients(model: torch.nn.Module) -> None:
+def average_gradients(model: nn.Module) -> None:
     """Gives every process the mean of all processes' gradients."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if PROCESSES > 1:
@@ -220,6 +114,13 @@ def average_gradients(model: torch.nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+@torch.no_grad()
+def move_average(averages: Any, weights: Any, count: Tensor | int) -> None:
+    """Moves running averages towards the weights, quickly after the first few steps."""
+    decay = min(AVERAGE_DECAY, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averages, weights, 1.0 - decay)
+
+
 class Run:
     """Model, its running average, optimizer and step, saved together."""
 
@@ -227,11 +128,13 @@ class Run:
         """Continues from a checkpoint where there is one, else starts from scratch."""
         torch.manual_seed(options.seed)
         self.options = options
-        self.model = initial_model(options).to(options.device).train()
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
-        )
-        self.optimizers = make_optimizers(self.model, options)
+        # With the few tokens of prompts, products and a softmax are faster than a fused kernel.
+        model = initial_model(options.initial, options.initial_encoder, "eager")
+        head = DenseHead(model.config.embed_dim)
+        self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
+        self.model = model
+        self.average = AveragedModel(self.model, multi_avg_fn=move_average)
+        self.optimizers = make_optimizers(self.parts, options)
         self.step = 0
         checkpoint = options.resume or options.output / "last.pt"
         if checkpoint.exists():
@@ -240,7 +143,7 @@ class Run:
     def load(self, path: Path) -> None:
         """Restores everything that `save` wrote."""
         state = torch.load(path, map_location=self.options.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.parts.load_state_dict(state["parts"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -251,7 +154,7 @@ class Run:
         if RANK > 0:
             return
         state = {
-            "model": self.model.state_dict(),
+            "parts": self.parts.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
@@ -269,13 +172,22 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * share
         draw = np.random.default_rng((self.options.seed, 1, self.step)).random()
-        loss, figures = training_loss(self.model, batch, draw < self.options.corrections)
+        with torch.autocast(
+            self.options.device, torch.bfloat16, enabled=self.options.precision == "bf16"
+        ):
+            loss, figures = training_loss(
+                self.model,
+                self.parts["head"],
+                batch,
+                correct=draw < self.options.corrections,
+                dense_weight=self.options.dense_weight,
+            )
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
-        self.model.zero_grad(set_to_none=True)
+        self.parts.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(self.model)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        average_gradients(self.parts)
+        nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.model)
@@ -290,6 +202,7 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         objects=options.objects,
         focus=options.focus,
         min_side=options.min_side,
+        size_preference=options.size_preference,
     )
     length = options.steps * options.batch_size * PROCESSES
     data = SceneDataset(options.scenes, views, length, options.seed)

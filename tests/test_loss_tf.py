@@ -71,7 +71,7 @@ def test_corrections_lie_where_the_mask_is_wrong(rng):
     masks, truth = rng.random((2, N, P, H, W)) > 0.5
     masks[0, 0] = truth[0, 0]  # no fault: any point of the object
     for seed in range(20):
-        points, labels = keras_loss.correction_points(masks, truth, seed)
+        points, labels = keras_loss.correction_points(masks, truth, seed=seed)
         for image in range(N):
             for number in range(P):
                 x, y = np.asarray(points)[image, number].astype(int)
@@ -87,7 +87,7 @@ def test_corrections_differ_from_seed_to_seed(rng):
     assert len(drawn) == 2
 
 
-@pytest.mark.parametrize("shape", [(N, H, W), (N, P + 1, H, W), (N, P, 1, H, W)])
+@pytest.mark.parametrize("shape", [(H, W), (N, P + 1, H, W), (N, P, 1, H, W)])
 def test_labels_of_another_shape_are_refused(logits, scores, shape):
-    with pytest.raises(ValueError, match=r"labels must have the shape \(2, 3, 'h', 'w'\)"):
+    with pytest.raises(ValueError, match=r"labels must have the shape \('N', 3, 'h', 'w'\)"):
         keras_loss.segmentation_loss(tf.constant(logits), scores, np.zeros(shape, bool))

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .auto_classes import register_when_imported
 
 if TYPE_CHECKING:
+    from .annotations import load_samples
     from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
+    from .evaluation import evaluate
     from .export_onnx_segment_anything import export_onnx
+    from .finetuning import finetune
     from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
     from .mask_generator import SAMAutomaticMaskGenerator
     from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
@@ -36,13 +39,19 @@ __all__ = [
     "TFSegmentAnythingModel",
     "draw_masks",
     "draw_prompts",
+    "evaluate",
     "export_onnx",
+    "finetune",
     "list_presets",
+    "load_samples",
 ]
 
 _MODULES = {
+    "annotations": ("load_samples",),
     "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
+    "evaluation": ("evaluate",),
     "export_onnx_segment_anything": ("export_onnx",),
+    "finetuning": ("finetune",),
     "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
     "mask_generator": ("SAMAutomaticMaskGenerator",),
     "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),

@@ -5,12 +5,16 @@ import math
 from typing import Any, NoReturn
 
 from . import __version__
+from .cli_evaluate import add_evaluate
+from .cli_finetune import add_finetune
 
 _GENERAL = """\
 Outlines objects in photographs with Segment Anything.
 
   predict    the object that you point at, with clicks, boxes or a rough mask
   generate   everything in a picture
+  evaluate   how good a model is on your images and masks
+  finetune   a model that has learnt from your images and masks
   models     the models that are known by name
   demo       a first try: the model and the photograph come with the package
 
@@ -64,13 +68,15 @@ writes, for street.jpg:
 
 _DEMO = """\
 Outlines an object in the photograph that comes with the package, or in your own. Needs no
-download: the model comes with the package too.
+download: the model comes with the package too. With --serve it is a page in the browser, on which
+you click yourself.
 """
 
 _DEMO_EXAMPLES = """\
 examples:
   segment-anything demo
   segment-anything demo --image dog.jpg --point 320,240
+  segment-anything demo --serve
 
 """
 
@@ -138,6 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
         "models", description="Lists the models that are known by name.", help="list the models"
     )
     _add_demo(commands)
+    for add in (add_evaluate, add_finetune):
+        _add_model(add(commands, _EXIT_CODES))
     return parser
 
 
@@ -201,6 +209,16 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--image", metavar="FILE", help="your own picture")
     _add_point(parser, "--point", "a click on the object; without one, your image's centre")
+    page = parser.add_argument_group("the page")
+    page.add_argument("--serve", action="store_true", help="serve it; needs the extra `demo`")
+    page.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 lets other machines in (default: %(default)s)",
+    )
+    page.add_argument(
+        "--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)"
+    )
     _add_common(parser)
 
 
@@ -218,6 +236,18 @@ def _add_point(group: Any, flag: str, meaning: str) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Options on the model and on what is written."""
+    _add_model(parser)
+    output = parser.add_argument_group("the output")
+    output.add_argument(
+        "-o", "--output", default="segmented", metavar="FOLDER", help="default: %(default)s"
+    )
+    output.add_argument("--json-only", action="store_true", help="write no pictures")
+    output.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     model.add_argument(
         "--model",
@@ -243,12 +273,4 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default="float32",
         choices=("float32", "bfloat16", "float16"),
         help="precision of the computation (default: %(default)s)",
-    )
-    output = parser.add_argument_group("the output")
-    output.add_argument(
-        "-o", "--output", default="segmented", metavar="FOLDER", help="default: %(default)s"
-    )
-    output.add_argument("--json-only", action="store_true", help="write no pictures")
-    output.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
     )

@@ -43,6 +43,10 @@ FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 """The loss: weights of its three terms, and the focal loss's balance and exponent."""
 
+BOX_NOISE = 0.1
+BOX_NOISE_LIMIT = 20.0
+"""Standard deviation of a drawn box's edges, as a share of its side, and the most in pixels."""
+
 _HUB = "https://huggingface.co/"
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SamConfig, SamModel
@@ -18,7 +19,7 @@ from segment_anything_transformers.weight_names import to_huggingface
 def meta_modeling() -> types.ModuleType:
     """Meta's `segment_anything.modeling`, without its package, which needs torchvision."""
     if "segment_anything" not in sys.modules:
-        location = importlib.util.find_spec("segment_anything")
+        location: Any = importlib.util.find_spec("segment_anything")
         parent = types.ModuleType("segment_anything")
         parent.__path__ = [str(Path(location.origin).parent)]
         parent.__spec__ = location

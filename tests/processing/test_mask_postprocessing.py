@@ -8,23 +8,7 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     mask_ops,
 )
-from tests.fake_backend import small_config
-
-
-@pytest.fixture
-def config():
-    return small_config(encoder_patch_size=16)
-
-
-@pytest.fixture
-def image_processor(config):
-    """Takes inputs of 96 x 64 pixels, with masks of 24 x 16."""
-    return SegmentAnythingImageProcessor.from_config(config)
-
-
-def random_image(height, width, channels=3, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+from tests.processing.inputs import random_image
 
 
 def smooth_logits(*shape, seed=0):

@@ -13,34 +13,7 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     SegmentAnythingProcessor,
 )
-from tests.fake_backend import small_config
-
-INPUT_SIZE = (96, 64)
-MASK_SIZE = (24, 16)
-SIZES = [(50, 40), (30, 70), (120, 90)]
-PROMPT_NAMES = ("input_points", "input_labels", "input_boxes", "input_masks")
-
-
-@pytest.fixture(scope="module")
-def config():
-    return small_config(encoder_patch_size=16)
-
-
-@pytest.fixture(scope="module")
-def processor(config):
-    return SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(config))
-
-
-@pytest.fixture(scope="module")
-def model(config):
-    torch.manual_seed(0)
-    return SegmentAnythingModel(config).eval()
-
-
-@pytest.fixture
-def images():
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+from tests.processing.inputs import INPUT_SIZE, MASK_SIZE, PROMPT_NAMES, SIZES
 
 
 def in_input(size, coordinates):

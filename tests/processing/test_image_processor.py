@@ -13,25 +13,9 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModelConfig,
 )
-from tests.fake_backend import small_config
+from tests.processing.inputs import random_image
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-@pytest.fixture
-def config():
-    return small_config(encoder_patch_size=16)
-
-
-@pytest.fixture
-def image_processor(config):
-    """Takes inputs of 96 x 64 pixels, with masks of 24 x 16."""
-    return SegmentAnythingImageProcessor.from_config(config)
-
-
-def random_image(height, width, channels=3, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def expected_pixels(image, input_size, scale=1 / 255, mean=MEAN, std=STD):
@@ -377,5 +361,5 @@ def test_neither_torch_nor_torchvision_is_needed():
         "found = image_processor.filter_masks(logits, scores, (20, 30), (0, 0, 30, 20))\n"
         "assert len(image_processor.post_process_for_mask_generation(*found, 0.7)[0]) == 1\n"
     )
-    source = Path(__file__).parents[1] / "src"
+    source = Path(__file__).parents[2] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})

@@ -1,0 +1,269 @@
+"""Images with their true masks, from a folder, COCO annotations or a data set of `datasets`.
+
+Needs numpy and PIL only. Whatever the source, a sample has boolean masks, one an object, and a
+fault of the data is an `AnnotationError` that names the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .samples import Samples
+
+IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MASK_ENDINGS = (".bmp", ".gif", ".png", ".tif", ".tiff")  # without loss: the values are numbers
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+# ------------------------------------------------------------------------------ pictures of masks
+
+
+def masks_of_map(
+    values: np.ndarray, ignore_value: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One boolean mask an object, and where the truth is not known.
+
+    Booleans, 0 and 1, or 0 and 255 are one object. Other whole numbers are instance ids, 0 being
+    no object.
+
+    Args:
+        values: (H, W).
+        ignore_value: The value of pixels whose truth is not known.
+
+    Returns:
+        Masks (P, H, W), by rising id; and (H, W) bool, or None without an ignore value.
+
+    Raises:
+        ValueError: The values are neither.
+    """
+    values = np.asarray(values)
+    if values.ndim != 2:
+        raise ValueError(f"expected a mask of shape (H, W), got {values.shape}")
+    if values.dtype.kind not in "bui":
+        raise ValueError(
+            f"expected a mask of booleans, 0 and 1, 0 and 255, or instance ids, got {values.dtype}"
+        )
+    ignored = None if ignore_value is None else values == ignore_value
+    found = np.unique(values)
+    ids = found[(found != 0) & (found != (0 if ignore_value is None else ignore_value))]
+    if len(ids) and ids[0] < 0:
+        raise ValueError(
+            f"expected instance ids from 0, got {ids[0]}; name the value of unknown pixels "
+            "as ignore_value"
+        )
+    return values == ids[:, None, None], ignored
+
+
+def _pixels_of_mask(picture: Image.Image) -> np.ndarray:
+    """The numbers (H, W) in a picture of a mask: indices of a palette, or grey values."""
+    values = np.asarray(picture)
+    if values.ndim == 3:
+        colours = values[..., : 1 if picture.mode == "LA" else 3]
+        if (colours != colours[..., :1]).any():
+            raise ValueError(
+                "the mask is coloured; expected one channel, with 0 for no object and another "
+                "number for each object"
+            )
+        values = colours[..., 0]
+    return values
+
+
+def read_mask_file(path: Path) -> np.ndarray:
+    """The numbers (H, W) in the file of a mask.
+
+    Raises:
+        ValueError: It cannot be read, or it is coloured.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _pixels_of_mask(picture)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"its mask {path.name} cannot be read ({error})") from error
+
+
+def read_image_file(path: Path) -> np.ndarray:
+    """The picture in a file, upright: (H, W, 3) uint8, or (H, W) with more than 8 bits.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _pixels_of_image(picture)
+    except FileNotFoundError as error:
+        raise ValueError("there is no such image") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"the image cannot be read ({error})") from error
+
+
+def _pixels_of_image(picture: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+        return np.asarray(upright).astype(np.uint16)
+    if "transparency" in upright.info:  # PIL warns when it has to forget a palette's transparency
+        upright = upright.convert("RGBA")
+    return np.asarray(upright.convert("RGB"))
+
+
+# ---------------------------------------------------------------------------------------- sources
+
+
+def folder_samples(folder: str | Path, ignore_value: int | None = None) -> Samples:
+    """Samples of a folder with `images/` and `masks/`, paired by their names without endings.
+
+    The masks of `images/a.jpg` are `masks/a.png`, whose numbers `masks_of_map` explains, or the
+    files in the folder `masks/a/`, an object (or several) each.
+
+    Args:
+        folder: The folder.
+        ignore_value: The value of pixels whose truth is not known.
+
+    Raises:
+        ValueError: One of the folders is missing, there are no images, or two have one name.
+    """
+    folder = Path(folder)
+    for part in ("images", "masks"):
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} must have the folders images and masks, {part} is missing.")
+    images = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    if not images:
+        raise ValueError(f"{folder / 'images'} has no images ({', '.join(IMAGE_ENDINGS)}).")
+    stems = [path.stem for path in images]
+    double = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if double is not None:
+        raise ValueError(f"{folder / 'images'} has two images {double}, with different endings.")
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        image = read_image_file(images[index])
+        maps = [read_mask_file(path) for path in _mask_files(folder / "masks", stems[index])]
+        return image, *_masks_of_maps(maps, ignore_value)
+
+    return Samples([path.name for path in images], read)
+
+
+def _mask_files(folder: Path, stem: str) -> list[Path]:
+    if (folder / stem).is_dir():
+        files = sorted((folder / stem).iterdir())
+        files = [path for path in files if path.suffix.lower() in MASK_ENDINGS]
+    else:
+        paths = [folder / f"{stem}{ending}" for ending in MASK_ENDINGS]
+        files = [path for path in paths if path.is_file()][:1]
+    if not files:
+        raise ValueError(
+            f"it has no mask; expected {folder.name}/{stem}.png, or files in {folder.name}/{stem}/"
+        )
+    return files
+
+
+def _masks_of_maps(
+    maps: Sequence[np.ndarray], ignore_value: int | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The masks of several pictures of one image; a pixel unknown in one is unknown."""
+    sizes = {values.shape for values in maps}
+    if len(sizes) > 1:
+        raise ValueError(f"its masks differ in size: {sorted(sizes)}")
+    parts = [masks_of_map(values, ignore_value) for values in maps]
+    empty = [index for index, (masks, _) in enumerate(parts) if len(masks) == 0]
+    if empty and len(parts) > 1:
+        raise ValueError(f"mask {empty[0]} is empty (counted from 0)")
+    unknown = [ignored for _, ignored in parts if ignored is not None]
+    return (
+        np.concatenate([masks for masks, _ in parts]),
+        np.logical_or.reduce(unknown) if unknown else None,
+    )
+
+
+def dataset_samples(
+    dataset: Any, image: str = "image", masks: str = "mask", ignore_value: int | None = None
+) -> Samples:
+    """Samples of a data set of the library `datasets`, or of any sequence of dictionaries.
+
+    Args:
+        dataset: Rows with an image and a mask or a list of masks, pictures of PIL or arrays.
+        image: Column of the image.
+        masks: Column of the mask or masks.
+        ignore_value: The value of pixels whose truth is not known.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    first = dataset[0] if len(dataset) else {}
+    columns = list(getattr(dataset, "column_names", None) or first)
+    for name in (image, masks):
+        if name not in columns:
+            raise ValueError(f"The data set has no column {name!r}; its columns are {columns}.")
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        row = dataset[index]
+        if row[image] is None:
+            raise ValueError("the image is missing")
+        given = row[masks] if isinstance(row[masks], (list, tuple)) else [row[masks]]
+        maps = [_map_of(entry) for entry in given if entry is not None]
+        if not maps:
+            raise ValueError("it has no mask")
+        picture = row[image]
+        is_picture = isinstance(picture, Image.Image)
+        pixels = _pixels_of_image(picture) if is_picture else np.asarray(picture)
+        return pixels, *_masks_of_maps(maps, ignore_value)
+
+    return Samples([f"row {index}" for index in range(len(dataset))], read)
+
+
+def _map_of(entry: Any) -> np.ndarray:
+    return _pixels_of_mask(entry) if isinstance(entry, Image.Image) else np.asarray(entry)
+
+
+def load_samples(
+    source: str | Path,
+    images: str | Path | None = None,
+    ignore_value: int | None = None,
+    split: str = "train",
+) -> Samples:
+    """Samples of whatever a path or name means.
+
+    Args:
+        source: A folder with `images/` and `masks/`; a JSON file of COCO annotations; or the name
+            of a data set on the Hub, or a folder of one, which needs the library `datasets`.
+        images: The folder of the images that COCO annotations belong to; by default that of the
+            JSON file.
+        ignore_value: The value of pixels whose truth is not known.
+        split: Of a data set of `datasets`.
+
+    Raises:
+        ModuleNotFoundError: A library is missing; the message says how to install it.
+        ValueError: There is nothing there, or it has another form.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        from .annotations_coco import coco_samples
+
+        return coco_samples(path, images)
+    if (path / "images").is_dir() or (path / "masks").is_dir():
+        return folder_samples(path, ignore_value)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{source} must be a folder, or a JSON file of COCO annotations.")
+    return dataset_samples(_hub_dataset(str(source), split), ignore_value=ignore_value)
+
+
+def _hub_dataset(name: str, split: str) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} has no folders images and masks; as the name of a data set it needs "
+            "`pip install 'segment-anything-transformers[finetune]'`.",
+            name="datasets",
+        ) from error
+    try:
+        return datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{name}: expected a folder with images and masks, or a data set that "
+            f"can be loaded: {error}"
+        ) from error

@@ -1,0 +1,39 @@
+"""Folders of images and masks for tests: bright rectangles on noise."""
+
+import numpy as np
+from PIL import Image
+
+from segment_anything_transformers.samples import Sample
+
+
+def rectangles(seed, size_hw=(64, 64), count=2):
+    """An image (H, W, 3) and masks (P, H, W) of rectangles that do not overlap."""
+    rng = np.random.default_rng(seed)
+    height, width = size_hw
+    image = rng.integers(0, 60, (height, width, 3), np.uint8)
+    masks = np.zeros((count, height, width), bool)
+    for index, mask in enumerate(masks):
+        band = width // count
+        left = band * index + int(rng.integers(2, band // 3))
+        top = int(rng.integers(4, height // 3))
+        bottom = int(rng.integers(height // 2, height - 4))
+        mask[top:bottom, left : left + band // 2] = True
+        image[mask] += rng.integers(60, 190, 3, np.uint8)
+    return image, masks
+
+
+def rectangle_samples(count, size_hw=(64, 64), objects=2):
+    """Samples named 0, 1, ... that are in memory."""
+    return [Sample(str(seed), *rectangles(seed, size_hw, objects)) for seed in range(count)]
+
+
+def write_folder(folder, count=3, size_hw=(64, 64), objects=2):
+    """Writes images/0.png, ... and masks/0.png, ... of instance ids; returns the folder."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for seed in range(count):
+        image, masks = rectangles(seed, size_hw, objects)
+        ids = (masks * np.arange(1, objects + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
+        Image.fromarray(image).save(folder / "images" / f"{seed}.png")
+        Image.fromarray(ids).save(folder / "masks" / f"{seed}.png")
+    return folder

@@ -1,0 +1,80 @@
+import json
+import shlex
+
+import pytest
+
+from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
+from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli_files import image_size
+from tests.fake_backend import small_config
+from tests.sample_folders import write_folder
+from tests.tiny import random_model
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Runs a command line in a folder with the model `tiny` and the data `data`."""
+    monkeypatch.chdir(tmp_path)
+    random_model(small_config()).save_pretrained("tiny")
+    write_folder(tmp_path / "data")
+    capsys.readouterr()
+
+    def run_command(line):
+        code = main([*shlex.split(line), "--model", "tiny"])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run_command
+
+
+def test_evaluate_writes_what_the_function_says(run, tmp_path):
+    code, out, err = run("evaluate data --clicks 1,3 --max-images 2 --points-per-side 2 -o out -q")
+    assert (code, out, err) == (0, "", "")
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (content["model"], content["data"]) == ("tiny", "data")
+    expected = evaluate(
+        SegmentAnythingModel.from_pretrained("tiny"), load_samples("data")[:2], [1, 3]
+    )
+    assert content["means"] == expected.means()
+    assert [row["image"] for row in content["objects"]] == ["0.png", "0.png", "1.png", "1.png"]
+    assert image_size(str(tmp_path / "out" / "worst.png"))[0] > 800
+
+
+def test_evaluate_shows_a_table(run):
+    code, out, err = run("evaluate data --clicks 1 --max-images 1 --everything --points-per-side 2")
+    assert code == 0
+    for name in ("box_oracle", "click_1", "recall_10", "found", "written to evaluation/"):
+        assert name in out
+    assert "1/1" in err  # the progress
+
+
+def test_faulty_images_are_named(run, tmp_path):
+    (tmp_path / "data" / "masks" / "0.png").unlink()
+    code, out, err = run("evaluate data --clicks 1 -q")
+    assert (code, out) == (2, "")
+    assert err.startswith("segment-anything: 0.png: it has no mask; expected masks/0.png")
+    assert err.count("\n") == 1
+    code, out, err = run("evaluate data --clicks 1 --skip-faulty -q")
+    assert code == 1
+    fault = "0.png: it has no mask; expected masks/0.png, or files in masks/0/"
+    assert err == f"segment-anything: skipped {fault}\n"
+    content = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert content["means"]["all"]["objects"] == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluate nowhere", "nowhere"),
+        ("evaluate tiny/config.json", "must be COCO annotations"),
+        ("evaluate data --clicks 3,1", "rising numbers from 1"),
+        ("evaluate data --clicks many", "--clicks: expected whole numbers"),
+        ("evaluate data --everything --points-per-side 0", "at least 1"),
+    ],
+)
+def test_mistakes_get_one_line(run, line, message):
+    code, _, err = run(f"{line} -q")
+    assert code == 2
+    assert err.startswith("segment-anything: ")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,230 @@
+import json
+
+import numpy as np
+import pytest
+
+from segment_anything_transformers.evaluation import CLICKS, evaluate
+from segment_anything_transformers.evaluation_report import draw_worst, quality_table
+from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
+from segment_anything_transformers.predictor import SAMPredictor
+from segment_anything_transformers.samples import AnnotationError, Sample, Samples
+from tests.fake_backend import small_config
+from tests.sample_folders import rectangle_samples
+from tests.tiny import random_model
+
+SIZE_HW = (64, 64)  # that of the model's input, so that its pixels are the image's
+LOGIT = 10.0
+
+
+class Scripted:
+    """Answers with given masks (calls, P, K, 32, 32), and remembers what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, box_masks, click_masks, scores):
+        self.config = small_config(input_size=SIZE_HW)
+        self.box_masks, self.click_masks, self.scores = box_masks, click_masks, scores
+        self.asked = []
+
+    def encode_images(self, pixel_values):
+        return pixel_values
+
+    def decode(self, image_embeddings, points, labels, boxes, masks, multimask_output):
+        count = 3 if multimask_output else 1
+        if points is None:
+            answer = self.box_masks[:, :count]
+        else:
+            self.asked.append((points, labels, masks, multimask_output))
+            answer = self.click_masks[len(self.asked) - 1][: len(points), :count]
+        scores = np.tile(np.float32(self.scores[:count]), (len(answer), 1))
+        return np.where(answer, LOGIT, -LOGIT).astype(np.float32), scores
+
+
+def low(left, top, right, bottom):
+    """A rectangle in logits; its edges are half those of the mask in the image."""
+    mask = np.zeros((32, 32), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def high(mask):
+    return mask.repeat(2, axis=0).repeat(2, axis=1)
+
+
+TRUTH = low(4, 4, 20, 12)
+THREE = np.stack([low(4, 4, 8, 12), low(4, 4, 12, 12), TRUTH])[None]  # IoU 1/4, 1/2, 1
+
+
+@pytest.fixture
+def sample():
+    return Sample("a", np.zeros((*SIZE_HW, 3), np.uint8), high(TRUTH)[None])
+
+
+def test_clicks_follow_the_largest_error(sample):
+    # The second mask is rated best; then the object is exceeded; then it is right.
+    wide = low(4, 4, 28, 12)
+    clicks = [THREE, wide[None, None], TRUTH[None, None]]
+    backend = Scripted(THREE, clicks, [0.3, 0.9, 0.6])
+    result = evaluate(backend, [sample], clicks=[1, 2, 3, 5])
+    assert len(backend.asked) == 3  # nothing is left to correct after the third
+    first, second, third = backend.asked
+    assert [call[3] for call in backend.asked] == [True, False, False]
+    assert first[2] is None
+    np.testing.assert_array_equal(second[2][0, 0] > 0, THREE[0, 1])  # the mask rated best
+    np.testing.assert_array_equal(third[2][0, 0] > 0, wide)
+    np.testing.assert_array_equal(third[1], [[1, 1, 0]])
+    [(x0, y0), (x1, _), (x2, _)] = third[0][0]
+    assert 14 <= x0 <= 34
+    assert 14 <= y0 <= 18
+    assert 30 <= x1 <= 34  # in what the first mask missed
+    assert 46 <= x2 <= 50  # in what the second had too much
+    figures = result.objects[0].figures
+    assert figures["click_1"] == 0.5
+    assert figures["click_1_oracle"] == 1.0
+    assert figures["click_2"] == pytest.approx(2 / 3)
+    assert figures["click_3"] == figures["click_5"] == 1.0
+    assert figures["click_3_boundary"] == 1.0 > figures["click_2_boundary"]
+
+
+def test_boxes_are_those_of_the_true_masks(sample):
+    backend = Scripted(THREE, [TRUTH[None, None, :].repeat(3, axis=1)], [0.3, 0.9, 0.6])
+    boxes = []
+    decode = backend.decode
+
+    def remember(image_embeddings, points, labels, given, *rest):
+        boxes.extend([] if given is None else given.reshape(-1, 4).tolist())
+        return decode(image_embeddings, points, labels, given, *rest)
+
+    backend.decode = remember
+    quality = evaluate(backend, [sample], clicks=[1]).objects[0]
+    assert boxes == [[8, 8, 39, 23]] * 2 == [list(quality.box)] * 2
+    assert quality.figures["box"] == 0.25
+    assert quality.figures["box_best"] == 0.5
+    assert quality.figures["box_oracle"] == 1.0
+    np.testing.assert_array_equal(rle_to_mask(quality.box_mask), high(THREE[0, 0]))
+    expected = [(0.3, 0.25), (0.3, 0.25), (0.9, 0.5), (0.6, 1.0), (0.3, 1.0), (0.9, 1.0), (0.6, 1)]
+    np.testing.assert_allclose(quality.ratings, expected, rtol=1e-6)
+
+
+def test_unknown_pixels_do_not_count(sample):
+    ignored = high(low(12, 0, 32, 32))  # all that the second mask misses
+    sample = Sample("a", sample.image, sample.masks & ~ignored, ignored)
+    backend = Scripted(THREE, [THREE], [0.3, 0.9, 0.6])
+    figures = evaluate(backend, [sample], clicks=[1, 2]).objects[0].figures
+    assert figures["click_1"] == figures["click_2"] == figures["click_1_boundary"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(small_config(input_size=SIZE_HW))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    in_memory = rectangle_samples(3, (80, 72), objects=3)
+
+    def read(index):
+        if index == 1:
+            raise OSError("cut off")
+        return in_memory[index].image, in_memory[index].masks, None
+
+    return Samples(["a", "b", "c"], read)
+
+
+@pytest.fixture(scope="module")
+def evaluation(model, samples):
+    everything = {
+        "points_per_side": 3,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "output_mode": "coco_rle",
+    }
+    return evaluate(model, samples, everything=everything, faults="skip")
+
+
+def test_figures_are_those_of_the_predictor(model, samples, evaluation):
+    assert evaluation.faults == ["b: cut off"]
+    assert [(q.image, q.number) for q in evaluation.objects] == [
+        (name, number) for name in "ac" for number in range(3)
+    ]
+    predictor = SAMPredictor(model)
+    for quality in evaluation.objects:
+        sample = samples["abc".index(quality.image)]
+        truth = sample.masks[quality.number]
+        predictor.set_image(sample.image)
+        masks, scores, _ = predictor(boxes=masks_to_boxes(truth)[None])
+        best = masks[scores.argmax()]
+        iou = (best & truth).sum() / (best | truth).sum()
+        assert quality.figures["box_best"] == pytest.approx(iou)
+        assert quality.area == truth.sum()
+        assert {f"click_{count}" for count in CLICKS} <= quality.figures.keys()
+        assert all(0 <= value <= 1 for value in quality.figures.values())
+
+
+def test_means_go_over_all_and_by_size(evaluation):
+    means = evaluation.means()
+    assert list(means) == ["all", "small", "medium", "large"]
+    sizes = [quality.size for quality in evaluation.objects]
+    assert {"small"} <= set(sizes) <= {"small", "medium"}
+    for size in set(sizes):
+        rows = [q.figures["click_1"] for q in evaluation.objects if q.size == size]
+        assert means[size]["click_1"] == pytest.approx(np.mean(rows))
+        assert means[size]["objects"] == len(rows)
+    assert means["large"] == {"objects": 0}
+    assert means["all"]["recall_10"] <= means["all"]["recall_100"] <= means["all"]["found"]
+
+
+def test_the_result_goes_to_json(evaluation, tmp_path):
+    evaluation.save(tmp_path / "a.json", model="tiny")
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["model"] == "tiny"
+    assert content["means"] == evaluation.means()
+    assert content["rating_correlation"] == evaluation.rating_correlation
+    assert content["faults"] == ["b: cut off"]
+    for row, quality in zip(content["objects"], evaluation.objects, strict=True):
+        assert row["image"] == quality.image
+        assert {name: row[name] for name in quality.figures} == quality.figures
+        np.testing.assert_array_equal(rle_to_mask(row["box_mask"]), rle_to_mask(quality.box_mask))
+
+
+def test_the_table_has_a_row_for_each_figure(evaluation):
+    table = quality_table(evaluation)
+    figures = list(evaluation.objects[0].figures)
+    assert list(table.columns[0].cells)[:-1] == figures
+    means = evaluation.means()["all"]
+    assert list(table.columns[1].cells)[:-1] == [f"{means[name]:.3f}" for name in figures]
+    assert set(table.columns[4].cells) == {"-"}
+
+
+def test_the_picture_shows_the_worst(evaluation, samples):
+    worst = evaluation.worst(3)
+    assert [q.figures["box"] for q in worst] == sorted(q.figures["box"] for q in worst)
+    assert worst[0].figures["box"] == min(q.figures["box"] for q in evaluation.objects)
+    picture = np.asarray(draw_worst(evaluation, samples, 3)).astype(int)
+    assert picture.shape[1] > 800
+    tiles = picture.reshape(2, picture.shape[0] // 2, 2, picture.shape[1] // 2, 3)
+    greenish = ((tiles[..., 1] - tiles[..., 0] > 60) & (tiles[..., 1] - tiles[..., 2] > 20)).sum(
+        axis=(1, 3)
+    )
+    np.testing.assert_array_equal(greenish > 300, [[True, True], [True, False]])
+
+
+def test_what_cannot_be_measured_is_refused(model, samples):
+    with pytest.raises(AnnotationError, match="b: cut off"):
+        evaluate(model, samples, clicks=[1])
+    with pytest.raises(ValueError, match=r"no sample to evaluate\. Faults: b: cut off"):
+        evaluate(model, samples[1:2], clicks=[1], faults="skip")
+    for clicks in ([], [0, 1], [2, 1]):
+        with pytest.raises(ValueError, match="rising numbers from 1"):
+            evaluate(model, samples, clicks=clicks)
+
+
+@pytest.mark.tf
+def test_both_frameworks_measure_the_same(model, samples, evaluation, tmp_path):
+    from segment_anything_transformers import TFSegmentAnythingModel
+
+    model.save_pretrained(tmp_path)
+    theirs = evaluate(TFSegmentAnythingModel.from_pretrained(tmp_path), samples[:1], clicks=[1, 2])
+    for ours, their in zip(evaluation.objects[:3], theirs.objects, strict=True):
+        for name, value in their.figures.items():
+            assert ours.figures[name] == pytest.approx(value, abs=0.02), name
