@@ -10,8 +10,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils._pytree import tree_map
+
+try:  # what stands in a `try` Transformers does not ask for where it loads the image processor
+    import torch
+    from torch.utils._pytree import tree_map
+except ImportError:
+    raise
 
 from .mask_upscaling import MaskUpscaler
 
