@@ -1208,9 +1208,9 @@ class MaskDecoder(layers.Layer):
         height, width = grid_hw
         features = ops.reshape(features, (images, sets, 16 * height * width, depth))
         logits = ops.matmul(weights, ops.swapaxes(features, 2, 3))
-        logits = ops.reshape(logits, (images * sets * count, height, width, 2, 2, 2, 2))
-        # (N P K, H'', W'', Y, X, y, x) -> (N P K, H'', Y, y, W'', X, x)
-        logits = ops.transpose(logits, (0, 1, 3, 5, 2, 4, 6))
+        logits = ops.reshape(logits, (images * sets * count * height, width, 2, 2, 2, 2))
+        # (N P K H'', W'', Y, X, y, x) -> (N P K H'', Y, y, W'', X, x)
+        logits = ops.transpose(logits, (0, 2, 4, 1, 3, 5))
         size = (MASK_UPSCALING * height, MASK_UPSCALING * width)
         return ops.reshape(logits, (images, sets, count, *size))
 
