@@ -32,13 +32,15 @@ from .configuration_segment_anything import (
     PADDING,
     SegmentAnythingModelConfig,
 )
-from .export_tf_segment_anything import export_model
+from .export_tf_segment_anything import FOR_TFLITE, export_model
 from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
 
 def _gelu_exact(features: Any) -> Any:
     """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow."""
+    if FOR_TFLITE.get():  # which has that function and not this one
+        return ops.gelu(features, approximate=False)
     return features * (0.5 + 0.5 * ops.erf(features * math.sqrt(0.5)))
 
 
