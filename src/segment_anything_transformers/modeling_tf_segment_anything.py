@@ -32,13 +32,15 @@ from .configuration_segment_anything import (
     PADDING,
     SegmentAnythingModelConfig,
 )
-from .export_tf_segment_anything import export_model
+from .export_tf_segment_anything import FOR_TFLITE, export_model
 from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
 
 def _gelu_exact(features: Any) -> Any:
     """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow."""
+    if FOR_TFLITE.get():  # which has that function and not this one
+        return ops.gelu(features, approximate=False)
     return features * (0.5 + 0.5 * ops.erf(features * math.sqrt(0.5)))
 
 
@@ -1208,9 +1210,9 @@ class MaskDecoder(layers.Layer):
         height, width = grid_hw
         features = ops.reshape(features, (images, sets, 16 * height * width, depth))
         logits = ops.matmul(weights, ops.swapaxes(features, 2, 3))
-        logits = ops.reshape(logits, (images * sets * count, height, width, 2, 2, 2, 2))
-        # (N P K, H'', W'', Y, X, y, x) -> (N P K, H'', Y, y, W'', X, x)
-        logits = ops.transpose(logits, (0, 1, 3, 5, 2, 4, 6))
+        logits = ops.reshape(logits, (images * sets * count * height, width, 2, 2, 2, 2))
+        # (N P K H'', W'', Y, X, y, x) -> (N P K H'', Y, y, W'', X, x)
+        logits = ops.transpose(logits, (0, 2, 4, 1, 3, 5))
         size = (MASK_UPSCALING * height, MASK_UPSCALING * width)
         return ops.reshape(logits, (images, sets, count, *size))
 
