@@ -70,7 +70,8 @@ test-fast: $(VENV)/.test
 
 bench: $(VENV)/.test
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script || exit 1; \
+		module=$$(echo $${script%.py} | tr / .); \
+		echo "== $$module"; $(BIN)/python -m $$module || exit 1; \
 	done
 
 docs: $(VENV)/.docs
