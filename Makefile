@@ -69,6 +69,7 @@ test-fast: $(VENV)/.test
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.test
+	$(PIP) install --quiet -c constraints.txt -e ".[torch,bench]"
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
 		module=$$(echo $${script%.py} | tr / .); \
 		echo "== $$module"; $(BIN)/python -m $$module || exit 1; \
