@@ -13,6 +13,10 @@ from conversion.peers import Peer
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.checkpoints import read_weights
+from segment_anything_transformers.configuration_segment_anything import (
+    PRESETS,
+    preset_repository,
+)
 from segment_anything_transformers.weight_names import naming_of
 
 TOLERANCE = 1e-3
@@ -20,6 +24,7 @@ TOLERANCE = 1e-3
 
 def peer_of_source(source: str, model: SegmentAnythingModel) -> Peer | None:
     """The implementation that the weights come from, with these weights; None if it is not here."""
+    source = (preset_repository(source) if source in PRESETS else None) or source
     path = Path(source)
     if path.is_file():
         naming = naming_of(read_weights([path]))

@@ -199,7 +199,7 @@ class KerasBackend:
 
     def encode_images(self, pixel_values: np.ndarray) -> Any:
         """See `Backend.encode_images`."""
-        return self.model.get_image_embeddings(pixel_values.transpose(0, 2, 3, 1))
+        return self._graphs.encode(pixel_values.transpose(0, 2, 3, 1))
 
     def decode(
         self,
@@ -211,19 +211,56 @@ class KerasBackend:
         multimask_output: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.decode`."""
-        prompts = [
-            None if array is None else array[None] for array in (points, labels, boxes, masks)
-        ]
-        selection = slice(1, None) if multimask_output else slice(0, 1)
-        mask_logits, iou_scores = self.model.decode(image_embeddings, *prompts, selection)
-        return np.asarray(mask_logits[0], np.float32), np.asarray(iou_scores[0], np.float32)
+        graphs = self._graphs
+        if masks is None:
+            image, run = graphs.share(image_embeddings), graphs.decode[multimask_output]
+        else:
+            image, run = image_embeddings, graphs.decode_with_masks[multimask_output]
+        parts = [run(image, *group) for group in self._groups(points, labels, boxes, masks)]
+        logits, scores = (
+            np.concatenate([np.asarray(part[0], np.float32) for part in column])
+            for column in zip(*parts, strict=True)
+        )
+        return logits, scores
 
     def decode_above(
         self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
     ) -> GoodMasks:
-        """See `Backend.decode_above`. Makes every mask first."""
-        outputs = self.decode(image_embeddings, points, labels, None, None, True)
-        return GoodMasks.above(iou_threshold, *outputs)
+        """See `Backend.decode_above`. Of a prompt with any good mask it makes every mask."""
+        shared, threshold = self._graphs.share(image_embeddings), np.float32(iou_threshold)
+        found: list[GoodMasks] = []
+        start = 0
+        for group in self._groups(points, labels, None, None):
+            results = self._graphs.decode_above(shared, *group[:2], threshold)
+            logits, scores, prompts = (np.asarray(result) for result in results)
+            good = GoodMasks.above(
+                iou_threshold, np.asarray(logits[0], np.float32), scores[prompts]
+            )
+            found.append(good._replace(prompts=start + prompts[good.prompts]))
+            start += len(scores)
+        return GoodMasks(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    @property
+    def _graphs(self) -> Any:
+        from .keras_graphs import ModelGraphs
+
+        return ModelGraphs.of(self.model)
+
+    def _groups(
+        self,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+    ) -> Iterator[list[np.ndarray | None]]:
+        """Prompts with an axis of the image in front, some prompt sets at a time."""
+        from .keras_graphs import padded_prompts, prompt_groups
+
+        prompts: list[np.ndarray | None] = [*padded_prompts(points, labels, boxes)]
+        prompts += [] if masks is None else [masks]
+        count = next((len(prompt) for prompt in prompts if prompt is not None), 1)
+        for group in prompt_groups(count, self.config.grid_size()):
+            yield [None if prompt is None else prompt[None, group] for prompt in prompts]
 
 
 # The package that one of the model's base classes comes from, and what wraps such a model.

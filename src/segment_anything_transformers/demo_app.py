@@ -230,20 +230,30 @@ def _seen(visit: _Visit) -> tuple[Any, ...]:
     return visit, visit.enlarged_picture(), visit.caption(), guess, *downloads
 
 
-def _click(visit: _Visit, meaning: str, event: gr.SelectData) -> tuple[Any, ...]:
+def _present(visit: _Visit | None) -> _Visit:
+    """The visit, which gradio forgets when nothing has happened for long."""
+    if visit is None:
+        raise gr.Error("The page was left alone for too long. Reload it.", print_exception=False)
+    return visit
+
+
+def _click(visit: _Visit | None, meaning: str, event: gr.SelectData) -> tuple[Any, ...]:
+    visit = _present(visit)
     x, y = (at / visit.zoom for at in event.index)
     visit.click(x, y, meaning)
     return _seen(visit)
 
 
-def _do(act: Callable[[_Visit], None], visit: _Visit) -> tuple[Any, ...]:
+def _do(act: Callable[[_Visit], None], visit: _Visit | None) -> tuple[Any, ...]:
+    visit = _present(visit)
     act(visit)
     return _seen(visit)
 
 
 def _everything(
-    visit: _Visit, points_per_side: int, pred_iou_thresh: float, stability: float
+    visit: _Visit | None, points_per_side: int, pred_iou_thresh: float, stability: float
 ) -> tuple[Any, ...]:
+    visit = _present(visit)
     visit.find_everything(
         points_per_side=points_per_side,
         pred_iou_thresh=pred_iou_thresh,
@@ -252,7 +262,8 @@ def _everything(
     return _seen(visit)
 
 
-def _open(visit: _Visit, path: str) -> tuple[Any, ...]:
+def _open(visit: _Visit | None, path: str) -> tuple[Any, ...]:
+    visit = _present(visit)
     try:
         width, height = image_size(path)
         if width * height > MAX_PIXELS:  # before it is decoded

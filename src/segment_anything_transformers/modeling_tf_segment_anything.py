@@ -1443,6 +1443,37 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         tokens, exists = self.prompt_encoder.tokens(points, labels, boxes, self._input_hw(grid_hw))
         return self.mask_decoder(shared, tokens, exists, grid_hw=grid_hw, selection=selection)
 
+    def decode_above(
+        self,
+        shared: SharedImage,
+        points: Any,
+        labels: Any,
+        grid_hw: tuple[int, int],
+        iou_threshold: Any,
+    ) -> tuple[Any, Any, Any]:
+        """The multiple masks of those prompt sets of which any mask's quality suffices.
+
+        The quality is known before a mask is made, and the others never are.
+
+        Args:
+            shared: What `share` returned for one image.
+            points: (1, P, M1, 2).
+            labels: (1, P, M1).
+            grid_hw: Size (H'', W'') of the image embeddings.
+            iou_threshold: One quality has to be above it.
+
+        Returns:
+            Logits (1, n, K, H', W'), qualities (P, K) of all prompt sets, and which of them have
+            masks (n,).
+        """
+        tokens, exists = self.prompt_encoder.tokens(points, labels, None, self._input_hw(grid_hw))
+        decoded = self.mask_decoder.decode(shared, tokens, exists)
+        scores = ops.cast(decoded.iou_scores[0, :, 1:], "float32")
+        (chosen,) = ops.nonzero(ops.any(scores > iou_threshold, axis=-1))
+        multiple = range(1, self.config.nb_multimask_outputs + 1)
+        logits = self.mask_decoder.masks(decoded.take(chosen), shared, grid_hw, multiple)
+        return logits, scores, chosen
+
     def _input_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         patch = self.config.encoder_patch_size
         return grid_hw[0] * patch, grid_hw[1] * patch

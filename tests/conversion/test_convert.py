@@ -1,6 +1,8 @@
 """The command that converts, in every direction, and what it leaves behind when it fails."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import SamModel
 
 from conversion import comparison
-from conversion.__main__ import main
+from conversion.__main__ import main, parse_arguments
 from conversion.formats import WRITERS
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import (
@@ -23,6 +25,7 @@ from tests.parity.peers import huggingface_model, meta_modeling
 from tests.tiny import random_images, random_model, random_prompts, square_config
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "conversion" / "README.md"
 # The decoder's heads leave no trace in the shapes; a file without a configuration means 8.
 EIGHT_HEADS = {"decoder_nb_heads": 8, "embed_dim": 48}
 COMPARED = {"embeddings"} | {
@@ -166,6 +169,13 @@ def test_exports_are_run_and_compared(model, tmp_path, to, against):
     assert convert(tmp_path / "ours", tmp_path / "made", to) == [against]
 
 
+def test_a_preset_is_compared_with_its_repository(model, tmp_path, monkeypatch):
+    repository = sources(model, tmp_path)["huggingface"]
+    monkeypatch.setattr(comparison, "preset_repository", {"sam_vit_b": repository}.get)
+    assert comparison.peer_of_source("sam_vit_b", model).name.startswith("transformers")
+    assert comparison.peer_of_source("sam_vit_t", model) is None
+
+
 def test_every_format_has_what_runs_it():
     assert WRITERS.keys() == comparison._PEERS.keys()
 
@@ -197,6 +207,14 @@ def test_what_fails_leaves_nothing_behind(model, tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path / "ours"), str(tmp_path / "ours")]) == 2
     assert "ours exists" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_commands_in_the_readme_are_commands():
+    [block] = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    lines = [line.partition("#")[0] for line in block.splitlines()]
+    asked = {parse_arguments(shlex.split(line)[3:]).to for line in lines}
+    assert all(line.startswith("python -m conversion ") for line in lines)
+    assert asked == WRITERS.keys()
 
 
 def test_the_module_is_a_command():
