@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import SamModel
 
 from segment_anything_transformers.backends import Backend, GoodMasks, TorchBackend, backend_for
 from tests.fake_backend import FakeBackend, small_config
-from tests.parity.peers import huggingface_config
+from tests.parity.peers import huggingface_model
 from tests.tiny import random_model, random_prompts, square_config
 
 WITHOUT_TORCH = """
@@ -45,7 +44,7 @@ def test_a_torch_model_gets_its_adapter():
 
 
 def test_another_familys_model_is_refused():
-    peer = SamModel(huggingface_config(square_config()))
+    peer = huggingface_model(random_model(square_config()))
     with pytest.raises(TypeError, match="Expected a SegmentAnythingModel, got SamModel"):
         backend_for(peer)
 

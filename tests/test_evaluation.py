@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from segment_anything_transformers.backends import GoodMasks
 from segment_anything_transformers.evaluation import CLICKS, evaluate
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
@@ -38,6 +39,10 @@ class Scripted:
             answer = self.click_masks[len(self.asked) - 1][: len(points), :count]
         scores = np.tile(np.float32(self.scores[:count]), (len(answer), 1))
         return np.where(answer, LOGIT, -LOGIT).astype(np.float32), scores
+
+    def decode_above(self, image_embeddings, points, labels, iou_threshold):
+        outputs = self.decode(image_embeddings, points, labels, None, None, True)
+        return GoodMasks.above(iou_threshold, *outputs)
 
 
 def low(left, top, right, bottom):

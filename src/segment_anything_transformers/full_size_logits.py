@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-try:  # what stands in a `try` Transformers does not ask for where it loads the image processor
+from .mask_upscaling import MaskUpscaler
+
+try:
     import torch
     from torch.utils._pytree import tree_map
-except ImportError:
-    raise
-
-from .mask_upscaling import MaskUpscaler
+except ImportError:  # Transformers asks for every import that is not inside a `try`, but whoever
+    raise  # has no PyTorch has no tensors either, and never comes here
 
 
 class FullSizeLogits(torch.Tensor):

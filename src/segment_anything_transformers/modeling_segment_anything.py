@@ -989,6 +989,22 @@ class DecodedPrompts(NamedTuple):
         )
 
 
+def _joined(parts: Iterator[Tensor], count: int) -> Tensor:
+    """So many parts of length 1 along the second axis, joined along it.
+
+    Without gradients each is written into its place: small results that stay, among large ones
+    that go, would scatter the free memory.
+    """
+    if torch.is_grad_enabled():
+        return torch.cat([*parts], dim=1)
+    first = next(parts)
+    joined = first.new_empty(first.shape[0], count, *first.shape[2:])
+    joined[:, :1] = first
+    for index, part in enumerate(parts, start=1):
+        joined[:, index : index + 1] = part
+    return joined
+
+
 class MaskDecoder(nn.Module):
     """Predicts masks, and the quality of each, from image and prompts."""
 
@@ -1044,13 +1060,15 @@ class MaskDecoder(nn.Module):
         if torch.compiler.is_compiling():
             (whole,) = decoded
             return self.masks(whole, chosen), whole.iou_scores[..., selection]
-        logits: list[Tensor] = []
         scores: list[Tensor] = []
-        for group in decoded:
-            scores.append(group.iou_scores[..., selection])
-            # Upscaled, the image of one prompt set fills the cache.
-            logits += [self.masks(part, chosen) for part in group.split()]
-        return torch.cat(logits, dim=1), torch.cat(scores, dim=1)
+
+        def one_by_one() -> Iterator[Tensor]:  # upscaled, one prompt set's image fills the cache
+            for group in decoded:
+                scores.append(group.iou_scores[..., selection])
+                yield from (self.masks(part, chosen) for part in group.split())
+
+        sets = dense_embeddings if prompt_tokens is None else prompt_tokens
+        return _joined(one_by_one(), sets.shape[1]), torch.cat(scores, dim=1)
 
     def decode(
         self,
