@@ -41,13 +41,13 @@ MAX_PROMPTS = 256
 MAX_MASKS = 256
 """Masks in the answer to "everything"; the best stay."""
 
-EVERYTHING_OPTIONS: dict[str, tuple[float, float]] = {
-    "points_per_side": (1, 32),
-    "pred_iou_thresh": (0, 1),
-    "stability_score_thresh": (0, 1),
-    "box_nms_thresh": (0, 1),
+EVERYTHING_OPTIONS: dict[str, tuple[type, int, int]] = {
+    "points_per_side": (int, 1, 32),
+    "pred_iou_thresh": (float, 0, 1),
+    "stability_score_thresh": (float, 0, 1),
+    "box_nms_thresh": (float, 0, 1),
 }
-"""What may be set for "everything", and in which range."""
+"""What may be set for "everything": integer or not, from, to."""
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 _MASK_FORMATS = ("coco_rle", "png")
@@ -168,10 +168,10 @@ def _check_options(parameters: dict[str, Any]) -> None:
     mask_format = parameters.get("mask_format", "coco_rle")
     if mask_format not in _MASK_FORMATS:
         raise _invalid(f"mask_format must be one of {', '.join(_MASK_FORMATS)}", mask_format)
-    for name, (low, high) in EVERYTHING_OPTIONS.items():
+    for name, (kind, low, high) in EVERYTHING_OPTIONS.items():
         value = parameters.get(name, low)
-        kinds: Any = int if isinstance(low, int) and name == "points_per_side" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
             raise _invalid(f"{name} must be a number from {low} to {high}", value)
 
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import segment_anything_transformers
+from conversion.__main__ import main as convert_command
+from conversion.__main__ import parse_arguments
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
@@ -29,7 +31,7 @@ COMMANDS = {
     for name, text in PAGES.items()
     for line in "".join(code_blocks(text, "console")).splitlines()
 }
-OTHER_PROGRAMS = ("pip install", "make", "hf upload", "python -m hub_cards")
+OTHER_PROGRAMS = ("pip install", "make", "hf upload", "python -m hub_cards", "python -m conversion")
 
 pytestmark = pytest.mark.slow
 
@@ -82,13 +84,16 @@ def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, requ
     names = {}
     for block in code_blocks(text, "python"):
         exec(compile(block, name, "exec"), names)
+    for line in code_blocks(text, "console"):
+        if line.startswith("segment-anything evaluate"):  # of the folder that the page has made
+            assert main([*shlex.split(line)[1:], "--quiet"]) == 0
     written = set(re.findall(r'save\("([\w.]+\.png)"\)', text))
     assert {path.name for path in photos.glob("*.png")} >= written
 
 
 def runnable(command):
     """Whether the command of a page ends by itself, and needs no other model."""
-    return "--serve" not in command and "--model" not in command
+    return not any(word in command for word in ("--serve", "--model", "evaluate"))
 
 
 def test_every_command_is_one():
@@ -106,6 +111,16 @@ def test_the_commands_of_the_pages_run(photos):
     main(["predict", "photo.jpg", "--point", "90,60", "--quiet"])  # leaves the mask that one reads
     for command in commands:
         assert main([*shlex.split(command)[1:], "--quiet"]) == 0, command
+
+
+def test_the_conversions_are_done_as_shown(photos, metas_file):
+    commands = [line for _, line in COMMANDS if line.startswith("python -m conversion")]
+    in_order = sorted(commands, key=PAGES["how-to/convert.md"].index)
+    assert len(in_order) == 4
+    for command in in_order[:2]:  # the others are tested with the conversions
+        assert convert_command(shlex.split(command)[3:]) == 0, command
+    assert parse_arguments(shlex.split(in_order[2])[3:]).to == "meta"
+    assert {"ours", "for-transformers"} <= {path.name for path in photos.iterdir()}
 
 
 def test_the_repository_of_an_endpoint_is_made_as_shown(photos):

@@ -76,7 +76,7 @@ def open_demo(visit, url):
 
 
 def says(page, text):
-    expect(page.locator("#caption")).to_contain_text(text, timeout=20_000)
+    expect(page.locator("#caption")).to_contain_text(text)
 
 
 def click(page, x, y, size=PICTURE.size):
