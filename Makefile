@@ -12,7 +12,7 @@ CODE := $(wildcard src conversion hub_cards examples benchmarks docs)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast lint format bench docs clean help
+.PHONY: demo test programs test-fast lint format bench docs clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -34,7 +34,8 @@ $(VENV)/.torch: pyproject.toml constraints.txt
 
 # The extra says tensorflow; for tests the build without CUDA does, under its own name.
 $(VENV)/.test: $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax -e ".[torch,test]"
+	$(PIP) install --quiet -c constraints.txt tensorflow-cpu keras jax \
+		-e ".[torch,export,demo,test,docs]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.torch
@@ -53,8 +54,16 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
+test: lint programs
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Programs that some tests run besides Python: a browser to click in, and Node.js.
+programs:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq chromium; } \
+		|| { echo "The tests need Chromium: install it, or run make test-fast." >&2; exit 1; }
+	@command -v node >/dev/null && command -v npm >/dev/null \
+		|| { echo "The tests need Node.js 20 with npm: install it." >&2; exit 1; }
 
 test-fast: $(VENV)/.test
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)

@@ -14,8 +14,10 @@ from segment_anything_transformers import (
     draw_prompts,
 )
 from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
+from segment_anything_transformers.demo_session import SMALL_MODEL_THRESHOLDS
 
 FOLDER = Path(__file__).parent / "images"
+MORE_POINTS = [DEMO_POINT, (300, 300)]
 BOX = (76, 14, 482, 388)
 GAP = 8
 
@@ -29,26 +31,34 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return row
 
 
+def pictures_of(model: SegmentAnythingModel, image: Image.Image) -> dict[str, Image.Image]:
+    """What each step of the tutorial shows, and everything in the picture."""
+    predictor = SAMPredictor(model)
+    predictor.set_image(image)
+    masks, scores, logits = predictor(points=np.array([DEMO_POINT]))
+    best = scores.argmax()
+    click = draw_prompts(draw_masks(image, [masks[best]]), [DEMO_POINT])
+    masks, _, _ = predictor(
+        points=np.array(MORE_POINTS), masks=logits[best][None], multimask_output=False
+    )
+    more = draw_prompts(draw_masks(image, masks), MORE_POINTS)
+    masks, _, _ = predictor(boxes=np.array([BOX]), multimask_output=False)
+    box = draw_prompts(draw_masks(image, masks, ["#f97316"]), boxes=[BOX])
+    records = SAMAutomaticMaskGenerator(model, **SMALL_MODEL_THRESHOLDS).generate(image)
+    everything = draw_masks(image, [record["segmentation"] for record in records])
+    overview = side_by_side([click, box, everything])
+    return {"click": click, "more": more, "box": box, "coffee": overview}
+
+
 def main() -> None:
-    """Writes `coffee.png`: a click, a box and everything, with the model in the package."""
+    """Writes the pictures, made by the model in the package of the photograph there."""
     package = Path(segment_anything_transformers.__file__).parent
     image = Image.open(package / "demo" / DEMO_IMAGE)
     model = SegmentAnythingModel.from_pretrained("sam_vit_t").eval()
-    predictor = SAMPredictor(model)
-    predictor.set_image(image)
-
-    masks, scores, _ = predictor(points=np.array([DEMO_POINT]))
-    click = draw_prompts(draw_masks(image, [masks[scores.argmax()]]), [DEMO_POINT])
-    masks, _, _ = predictor(boxes=np.array([BOX]), multimask_output=False)
-    box = draw_prompts(draw_masks(image, masks, ["#f97316"]), boxes=[BOX])
-    # The small model is less sure of itself than those that the default thresholds are made for.
-    generator = SAMAutomaticMaskGenerator(model, pred_iou_thresh=0.2, stability_score_thresh=0.6)
-    records = generator.generate(image)
-    everything = draw_masks(image, [record["segmentation"] for record in records])
-
     FOLDER.mkdir(exist_ok=True)
-    side_by_side([click, box, everything]).save(FOLDER / "coffee.png", optimize=True)
-    print(f"{FOLDER / 'coffee.png'}: scores {scores.round(2)}, {len(records)} masks of everything")
+    for name, picture in pictures_of(model, image).items():
+        picture.save(FOLDER / f"{name}.png", optimize=True)
+        print(FOLDER / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class ViewOptions:
         objects: Number of objects that get prompts.
         focus: Share of the views that are cut around one object, to show it large.
         min_side: Smallest longer side of any other view over the side of the scene.
+        size_preference: An object's chance of a prompt grows with this power of its area. Most
+            objects of a scene are small.
         box_noise: Standard deviation of a box's corners over the box's sides.
     """
 
@@ -32,6 +34,7 @@ class ViewOptions:
     objects: int = 6
     focus: float = 0.0
     min_side: float = 0.375
+    size_preference: float = 0.5
     box_noise: float = 0.1
 
     @property
@@ -107,7 +110,9 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         if len(ids) == 0:
             return None
         count = self.options.objects
-        chosen = rng.choice(ids, count, replace=len(ids) < count, p=_chances(counts[ids]))
+        weights = counts[ids] ** self.options.size_preference
+        chances = weights / weights.sum()
+        chosen = rng.choice(ids, count, replace=len(ids) < count, p=chances)
         height, width = image.shape[:2]
         pad = ((0, self.options.size - height), (0, self.options.size - width))
         sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
@@ -119,12 +124,6 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         arrays = {name: np.stack(values) for name, values in sample.items()}
         inside = np.array([height, width])
         return {"pixels": np.pad(image, (*pad, (0, 0))), "inside": inside, **arrays}
-
-
-def _chances(areas: np.ndarray) -> np.ndarray:
-    """Larger objects a little more often: most of the objects in a scene are small."""
-    weights = areas**0.5
-    return weights / weights.sum()
 
 
 def _cut(

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -55,6 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
     parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
     parser.add_argument("--focus", type=float, default=0.0, help="share of views of one object")
+    parser.add_argument(
+        "--size-preference", type=float, default=0.5, help="power of the area in objects' chances"
+    )
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
@@ -110,6 +114,13 @@ def average_gradients(model: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+@torch.no_grad()
+def move_average(averages: Any, weights: Any, count: Tensor | int) -> None:
+    """Moves running averages towards the weights, quickly after the first few steps."""
+    decay = min(AVERAGE_DECAY, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averages, weights, 1.0 - decay)
+
+
 class Run:
     """Model, its running average, optimizer and step, saved together."""
 
@@ -122,9 +133,7 @@ class Run:
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
         self.model = model
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY)
-        )
+        self.average = AveragedModel(self.model, multi_avg_fn=move_average)
         self.optimizers = make_optimizers(self.parts, options)
         self.step = 0
         checkpoint = options.resume or options.output / "last.pt"
@@ -193,6 +202,7 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         objects=options.objects,
         focus=options.focus,
         min_side=options.min_side,
+        size_preference=options.size_preference,
     )
     length = options.steps * options.batch_size * PROCESSES
     data = SceneDataset(options.scenes, views, length, options.seed)

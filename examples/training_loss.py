@@ -16,10 +16,17 @@ from segment_anything_transformers.loss_segment_anything import (
     dice_loss,
     focal_loss,
     loss_of_all_masks,
+    mask_iou,
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
 DENSE_CHANNELS = 12
+PATCH_SIZE = 16
+NEIGHBOURHOOD = 3.0
+"""What `around_objects` adds to an object's longer side, in pixels of the mask."""
+QUALITY_WEIGHT = 4.0
+"""Of the predicted IoU's error, beyond the weight of 1 in the paper's loss: the choice among three
+masks is learned late otherwise."""
 
 
 class DenseHead(nn.Module):
@@ -53,6 +60,34 @@ class DenseHead(nn.Module):
         known = torch.ones_like(target, dtype=torch.bool)
         focal, dice = focal_loss(logits, target, known), dice_loss(logits, target, known)
         return (FOCAL_WEIGHT * focal + DICE_WEIGHT * dice).mean()
+
+
+def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
+    """The truth near each object, and "not known" (-1) further away than its longer side.
+
+    Beside the whole picture a small object's pixels count for almost nothing.
+
+    Args:
+        truth: (N, 2 P, H', W'), for a click and for a box on each of P objects.
+        boxes: (N, P, 4) in pixels of the view.
+    """
+    height, width = truth.shape[2:]
+    left, top, right, bottom = (boxes.repeat(1, 2, 1) * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
+    reach = torch.maximum(right - left, bottom - top) + NEIGHBOURHOOD
+    rows = torch.arange(height, device=truth.device)[None, None, :, None] + 0.5
+    columns = torch.arange(width, device=truth.device)[None, None, None] + 0.5
+    left, top, right, bottom = (
+        edge[..., None, None] for edge in (left - reach, top - reach, right + reach, bottom + reach)
+    )
+    near = (rows > top) & (rows < bottom) & (columns > left) & (columns < right)
+    return torch.where(near, truth, -1.0)
+
+
+def quality_error(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of the predicted IoU of every mask."""
+    target = truth[:, :, None] > 0.5
+    iou = mask_iou(logits.detach() > 0.0, target, torch.ones_like(target))
+    return (scores.float() - iou).square().mean()
 
 
 def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
@@ -104,6 +139,8 @@ def training_loss(
     points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
     logits, scores = model.decode(embeddings, points, labels, boxes)
     loss = loss_of_all_masks(logits, scores, truth) + dense_weight * dense_loss
+    loss = loss + loss_of_all_masks(logits, scores.detach(), around_objects(truth, batch["boxes"]))
+    loss = loss + QUALITY_WEIGHT * quality_error(logits, scores, truth)
     figures = measure(logits.detach(), scores.detach(), truth)
     figures["dense_loss"] = dense_loss.item()
     if not correct:

@@ -107,8 +107,8 @@ def start_by_position(model: SegmentAnythingModel) -> None:
         matrix[axis, axis::2] = frequencies
     decoder = model.mask_decoder.transformer
     blocks = cast(list[TwoWayBlock], list(decoder.layers))
-    to_image = [block.cross_attn_token_to_image for block in blocks]
-    to_tokens = [block.cross_attn_image_to_token for block in blocks]
+    to_image: list[DecoderAttention] = [block.cross_attn_token_to_image for block in blocks]
+    to_tokens: list[DecoderAttention] = [block.cross_attn_image_to_token for block in blocks]
     for number, attention in enumerate([*to_image, decoder.final_attn_token_to_image]):
         compare_positions(attention, matrix.sum(0), number, strength=2.0, sides=False)
     for number, attention in enumerate(to_tokens):

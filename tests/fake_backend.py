@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from segment_anything_transformers.backends import GoodMasks
 from segment_anything_transformers.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
@@ -78,3 +79,7 @@ class FakeBackend:
         input_hw = self.config.input_size
         logits = click_logits(clicks, self.config.mask_size(), input_hw, image_embeddings[0])
         return logits[:, :n_masks], click_scores(clicks, input_hw)[:, :n_masks]
+
+    def decode_above(self, image_embeddings, points, labels, iou_threshold):
+        outputs = self.decode(image_embeddings, points, labels, None, None, True)
+        return GoodMasks.above(iou_threshold, *outputs)

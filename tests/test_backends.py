@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import SamModel
 
-from segment_anything_transformers.backends import Backend, TorchBackend, backend_for
+from segment_anything_transformers.backends import Backend, GoodMasks, TorchBackend, backend_for
 from tests.fake_backend import FakeBackend, small_config
 from tests.parity.peers import huggingface_config
 from tests.tiny import random_model, random_prompts, square_config
@@ -72,6 +72,37 @@ def test_decoding_equals_the_models_own_call(multimask_output):
         assert mask_logits.dtype == iou_scores.dtype == np.float32
         np.testing.assert_allclose(mask_logits, expected.pred_masks[image], rtol=0, atol=1e-5)
         np.testing.assert_allclose(iou_scores, expected.iou_scores[image], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_another_precision_runs_on_a_copy(dtype):
+    model = random_model(small_config())
+    backend = backend_for(model, dtype)
+    assert model.dtype == torch.float32
+    assert backend.model.dtype in (torch.bfloat16, torch.float16)
+    assert backend_for(model, "float32").model is model
+    assert backend_for(model).model is model
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match='"float32", "bfloat16" or "float16", got \'int8\''):
+        backend_for(random_model(small_config()), "int8")
+
+
+def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():
+    config = small_config()
+    backend = backend_for(random_model(config))
+    embeddings = backend.encode_images(np.random.rand(1, 3, *config.input_size).astype(np.float32))
+    points = np.random.rand(20, 2, 2).astype(np.float32) * 60
+    labels = np.ones((20, 2), np.int64)
+    mask_logits, iou_scores = backend.decode(embeddings, points, labels, None, None, True)
+    for threshold in (-np.inf, float(np.median(iou_scores)), np.inf):
+        expected = GoodMasks.above(threshold, mask_logits, iou_scores)
+        good = backend.decode_above(embeddings, points, labels, threshold)
+        np.testing.assert_array_equal(good.prompts, expected.prompts)
+        np.testing.assert_allclose(good.mask_logits, expected.mask_logits, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(good.iou_scores, expected.iou_scores, rtol=0, atol=1e-6)
+        assert good.mask_logits.dtype == good.iou_scores.dtype == np.float32
 
 
 def test_predictor_and_generator_need_no_torch():

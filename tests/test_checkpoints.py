@@ -1,3 +1,4 @@
+import json
 import pickle
 import re
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoModel, SamModel
+from transformers import AutoModel, SamConfig
+from transformers.activations import ACT2FN
 
 from segment_anything_transformers.checkpoints import (
     adapt_weights,
@@ -19,11 +21,14 @@ from segment_anything_transformers.configuration_segment_anything import (
 )
 from segment_anything_transformers.huggingface_sam import (
     config_fields_from_huggingface,
-    from_huggingface,
-    rename,
-    to_huggingface,
+    config_to_huggingface,
+    processor_to_huggingface,
+)
+from segment_anything_transformers.image_processing_segment_anything import (
+    SegmentAnythingImageProcessor,
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.weight_names import to_huggingface
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model, meta_model
 from tests.tiny import random_images, random_model, random_prompts, square_config
@@ -42,34 +47,6 @@ def assert_same_weights(one, other):
     assert one.state_dict().keys() == expected.keys()
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
-
-
-# ---------------------------------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_names_go_to_transformers_and_back(depth):
-    weights = random_model(square_config(decoder_iou_head_depth=max(2, depth))).state_dict()
-    theirs = to_huggingface(weights)
-    assert len(theirs) == len(weights)
-    assert from_huggingface(theirs).keys() == weights.keys()
-
-
-def test_names_are_exactly_those_of_transformers(model):
-    peer = SamModel(huggingface_model(model).config)
-    names = set(peer.state_dict()) - {"prompt_encoder.shared_embedding.positional_embedding"}
-    assert set(to_huggingface(model.state_dict())) == names
-
-
-def test_names_are_exactly_those_of_meta(model):
-    assert set(model.state_dict()) == set(meta_model(model).state_dict())
-
-
-def test_rename_replaces_whole_parts_only():
-    pairs = [("a.{}.b", "x.{}.y")]
-    assert rename("a.12.b.weight", pairs) == "x.12.y.weight"
-    assert rename("a.12.bb.weight", pairs) == "a.12.bb.weight"
-    assert rename("za.12.b", pairs) == "za.12.b"
 
 
 # -------------------------------------------------------------------------------------- folders
@@ -127,16 +104,61 @@ def test_huggingface_shards_load(model, tmp_path):
     assert_same_weights(SegmentAnythingModel.from_pretrained(tmp_path), model)
 
 
-def test_huggingface_configuration_comes_in_our_fields(model):
-    theirs = huggingface_model(model).config.to_dict()
-    fields = config_fields_from_huggingface(theirs, ENCODER_NORM_EPS)
-    config = SegmentAnythingModelConfig(**fields, fixed_input_size=True)
-    differing = {
-        name: (getattr(config, name), getattr(model.config, name))
-        for name in config.__annotations__
-        if getattr(config, name) != getattr(model.config, name)
+def assert_same_fields(fields, config):
+    made = SegmentAnythingModelConfig(**fields)
+    names = [name for name in config.__annotations__ if name not in ("name", "url")]
+    assert {n: getattr(made, n) for n in names} == {n: getattr(config, n) for n in names}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "hard_swish", "mish", "relu6"])
+def test_the_configuration_goes_to_transformers_and_back(activation):
+    config = square_config(encoder_act_layer=activation, encoder_norm_layer="layer_norm")
+    theirs = config_to_huggingface(config, ENCODER_NORM_EPS)
+    assert theirs["vision_config"]["hidden_act"] in ACT2FN
+    again = config_fields_from_huggingface(SamConfig(**theirs).to_dict(), ENCODER_NORM_EPS)
+    expected = square_config(encoder_act_layer=activation, encoder_norm_layer="layer_norm_eps_1e-5")
+    assert_same_fields(again, expected)
+
+
+def test_the_default_configurations_mean_the_same_model():
+    base = SegmentAnythingModelConfig.from_preset("sam_vit_b")
+    theirs = SamConfig().to_dict()
+    assert_same_fields(config_fields_from_huggingface(theirs, ENCODER_NORM_EPS), base)
+    ours = config_to_huggingface(base, ENCODER_NORM_EPS)
+    assert ours.pop("model_type") == theirs["model_type"]
+    assert ours.pop("architectures") == ["SamModel"]
+    for part, fields in ours.items():
+        assert fields == {name: theirs[part][name] for name in fields}
+
+
+def test_the_configuration_of_an_oblong_input_goes_there_and_back():
+    theirs = config_to_huggingface(small_config(), ENCODER_NORM_EPS)
+    again = config_fields_from_huggingface(theirs, ENCODER_NORM_EPS)
+    assert_same_fields(again, small_config())
+
+
+def test_the_image_processor_goes_to_transformers():
+    """What `preprocessor_config.json` says in the Hub's repositories of SAM."""
+    config = SegmentAnythingModelConfig.from_preset("sam_vit_b")
+    image_processor = SegmentAnythingImageProcessor.from_config(config)
+    ours = processor_to_huggingface(image_processor.to_dict())
+    assert json.loads(json.dumps(ours)) == {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_processor_type": "SamImageProcessor",
+        "image_std": [0.229, 0.224, 0.225],
+        "mask_pad_size": {"height": 256, "width": 256},
+        "mask_size": {"longest_edge": 256},
+        "pad_size": {"height": 1024, "width": 1024},
+        "processor_class": "SamProcessor",
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"longest_edge": 1024},
     }
-    assert differing == {}
 
 
 @pytest.mark.parametrize(

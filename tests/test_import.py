@@ -1,16 +1,19 @@
 """Each test runs an interpreter of its own: what one import brings in cannot be undone."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import segment_anything_transformers
+from tests.environments import run_python
 
 FRAMEWORKS = "{'torch', 'tensorflow', 'keras', 'jax'}"
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
+TORCH_IS_MISSING = (
+    "SegmentAnythingModel needs torch, which is not installed. "
+    "Install it with `pip install 'segment-anything-transformers[torch]'`."
+)
 CHECK_AUTO_CLASSES = """
 import segment_anything_transformers as ours
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskGeneration
@@ -28,22 +31,10 @@ assert PROCESSOR_MAPPING[type(config)] is ours.SegmentAnythingProcessor
 """
 
 
-def run_python(code: str) -> str:
-    """What an interpreter prints that runs the code, with warnings as errors."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(sys.path), "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_package_imports_no_framework():
     code = "import sys, segment_anything_transformers as ours\n"
-    code += f"print(ours.__version__, {FRAMEWORKS} & set(sys.modules))"
-    assert run_python(code) == f"{segment_anything_transformers.__version__} set()\n"
+    code += f"result = [ours.__version__, list({FRAMEWORKS} & set(sys.modules))]"
+    assert run_python(code) == [segment_anything_transformers.__version__, []]
 
 
 @pytest.mark.parametrize(
@@ -97,23 +88,23 @@ ours.SAMAutomaticMaskGenerator, ours.SAMPredictor
 try:
     ours.SegmentAnythingModel
 except ModuleNotFoundError as error:
-    print(error)
+    result = str(error)
 """
-    assert run_python(BLOCK_TORCH + code) == (
-        "SegmentAnythingModel needs torch, which is not installed. "
-        "Install it with `pip install 'segment-anything-transformers[torch]'`.\n"
-    )
+    assert run_python(BLOCK_TORCH + code) == TORCH_IS_MISSING
 
 
-def test_the_command_says_that_pytorch_is_missing(tmp_path):
-    code = "from segment_anything_transformers.cli import main\nsys.stderr = sys.stdout\n"
-    code += f"print(main(['demo', '-o', {str(tmp_path)!r}]))"
-    message, code = run_python(BLOCK_TORCH + code).splitlines()
-    assert code == "2"
-    assert message == (
-        "segment-anything: SegmentAnythingModel needs torch, which is not installed. "
-        "Install it with `pip install 'segment-anything-transformers[torch]'`."
-    )
+@pytest.mark.parametrize("framework", ["auto", "torch"])
+def test_the_command_says_that_pytorch_is_missing(framework, tmp_path):
+    """Without Keras `auto` means PyTorch; with it, whoever wants PyTorch has to ask for it."""
+    arguments = ["demo", "--framework", framework, "-o", str(tmp_path)]
+    code = BLOCK_TORCH + ("sys.modules['keras'] = None\n" if framework == "auto" else "")
+    code += f"""
+import contextlib, io
+from segment_anything_transformers.cli import main
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    result = [main({arguments}), said.getvalue()]
+"""
+    assert run_python(code) == [2, f"segment-anything: {TORCH_IS_MISSING}\n"]
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -85,31 +85,6 @@ def test_resize_refuses_an_empty_size():
         mask_ops.resize_bilinear(np.zeros((4, 4)), (0, 2))
 
 
-@pytest.mark.parametrize("has_scipy", [True, False])
-@pytest.mark.parametrize(
-    ("image_hw", "original_hw"), [((96, 64), (96, 64)), ((41, 64), (70, 110)), ((9, 64), (2, 13))]
-)
-def test_upscaled_masks_equal_two_interpolations_of_torch(
-    monkeypatch, has_scipy, image_hw, original_hw
-):
-    if not has_scipy:
-        monkeypatch.setattr(mask_ops, "sparse", None)
-    mask_ops._sparse_upscaling_matrix.cache_clear()
-    mask_logits = np.random.default_rng(0).normal(size=(3, 24, 16)).astype(np.float32)
-    upscaled = mask_ops.upscale_masks(mask_logits, (96, 64), image_hw, original_hw)
-    to_input = torch.nn.functional.interpolate(
-        torch.from_numpy(mask_logits)[None], (96, 64), mode="bilinear"
-    )[..., : image_hw[0], : image_hw[1]]
-    expected = torch.nn.functional.interpolate(to_input, original_hw, mode="bilinear")[0]
-    assert upscaled.dtype == np.float32
-    np.testing.assert_allclose(upscaled, expected.numpy(), rtol=0, atol=2e-6)
-    assert mask_ops.upscale_masks(mask_logits[:0], (96, 64), image_hw, original_hw).shape == (
-        0,
-        *original_hw,
-    )
-    mask_ops._sparse_upscaling_matrix.cache_clear()
-
-
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2)])
 def test_boxes_equal_metas(meta_amg, leading):
     masks = random_masks().reshape(*leading, 37, 53)

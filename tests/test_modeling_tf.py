@@ -22,7 +22,8 @@ from segment_anything_transformers.image_processing_segment_anything import (
 )
 from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
-from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts
+from tests.parity.peers import huggingface_model
+from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts, square_config
 
 pytestmark = pytest.mark.tf
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
@@ -142,9 +143,10 @@ def test_another_input_size_equals(patch):
     np.testing.assert_allclose(masks, upscaled.unflatten(0, expected.shape[:2]), **TOLERANCE)
 
 
-def plain_inputs(images, points, boxes, size):
+def plain_inputs(images, points, boxes, masks, size):
     """As `call` takes them in the specification, random, some of them of length 0."""
     return {
+        "masks": tf.random.normal((images, masks, size[0] // 2, size[1] // 2)),
         "images": tf.random.normal((images, *size)),
         "points": tf.random.uniform((images, points, 2), maxval=60.0),
         "labels": tf.ones((images, points)),
@@ -152,9 +154,10 @@ def plain_inputs(images, points, boxes, size):
     }
 
 
-def inputs_of_sets(images, sets, points, boxes, size):
+def inputs_of_sets(images, sets, points, boxes, masks, size):
     """With an axis P, as the processor returns them."""
     return {
+        "input_masks": tf.random.normal((images, sets, masks, size[0] // 2, size[1] // 2)),
         "pixel_values": tf.random.normal((images, size[2], *size[:2])),
         "input_points": tf.random.uniform((images, sets, points, 2), maxval=60.0),
         "input_labels": tf.ones((images, sets, points)),
@@ -165,6 +168,7 @@ def inputs_of_sets(images, sets, points, boxes, size):
 def with_unknown_numbers(inputs):
     """What a graph has to be told: only the size of the images and the last axes are known."""
     known = {"images": 3, "pixel_values": 3, "labels": 0, "input_labels": 0}
+    known |= {"masks": 2, "input_masks": 2}
     return {
         name: tf.TensorSpec(
             [None] * (len(value.shape) - known.get(name, 1))
@@ -179,8 +183,8 @@ def with_unknown_numbers(inputs):
 @pytest.mark.parametrize(
     ("make", "sizes"),
     [
-        (plain_inputs, [(1, 1, 0), (2, 3, 1), (3, 0, 2), (1, 5, 5)]),
-        (inputs_of_sets, [(1, 1, 1, 0), (2, 3, 2, 1), (1, 4, 0, 2)]),
+        (plain_inputs, [(1, 1, 0, 0), (2, 3, 1, 1), (3, 0, 2, 0), (1, 5, 5, 2)]),
+        (inputs_of_sets, [(1, 1, 1, 0, 0), (2, 3, 2, 1, 2), (1, 4, 0, 2, 0)]),
     ],
     ids=["plain", "sets"],
 )
@@ -216,6 +220,19 @@ def test_the_file_is_the_one_that_pytorch_writes(models, tmp_path, max_shard_siz
     again = SegmentAnythingModel.from_pretrained(tmp_path / "tf")
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_every_origin_of_weights_is_read_as_by_pytorch(tmp_path):
+    model = random_model(square_config())
+    huggingface_model(model).save_pretrained(tmp_path / "huggingface")
+    torch.save(model.state_dict(), tmp_path / "meta.pth")
+    fields = {"in_channels": 4, "input_size": (64, 120)}
+    for name, options in (("huggingface", {}), ("huggingface", fields), ("meta.pth", {})):
+        theirs = SegmentAnythingModel.from_pretrained(tmp_path / name, **options).state_dict()
+        ours = TFSegmentAnythingModel.from_pretrained(tmp_path / name, **options).state_dict()
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            np.testing.assert_array_equal(ours[key], tensor, err_msg=key)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

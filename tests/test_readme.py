@@ -9,16 +9,11 @@ from PIL import Image
 
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.cli_files import image_size
+from tests.markdown import code_blocks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DEMO_IMAGE = ROOT / "src" / "segment_anything_transformers" / "demo" / "coffee.jpg"
-
-
-def code_blocks(language):
-    """The blocks in a language, in order, except those marked as not to be run."""
-    pattern = rf"(<!-- not run[^\n]*-->\n)?```{language}\n(.*?)```"
-    return [code for mark, code in re.findall(pattern, README, re.DOTALL) if not mark]
 
 
 @pytest.mark.slow
@@ -28,7 +23,7 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     photo.save("photo.jpg")
     photo.resize((200, 300)).save("other.jpg")
     names = {}
-    blocks = code_blocks("python")
+    blocks = code_blocks(README, "python")
     assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -41,16 +36,16 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_the_commands_are_commands():
-    lines = "".join(code_blocks("console")).splitlines()
+    lines = "".join(code_blocks(README, "console")).splitlines()
     commands = [line for line in lines if line.startswith("segment-anything")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
-        assert build_parser().parse_args(shlex.split(command)[1:]).command in command
+        assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).command in command
 
 
 def test_make_has_the_targets_that_are_named():
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^make ([a-z-]+)", "".join(code_blocks("console")), re.MULTILINE)
+    targets = re.findall(r"^make ([a-z-]+)", "".join(code_blocks(README, "console")), re.MULTILINE)
     assert targets == ["demo", "test"]
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

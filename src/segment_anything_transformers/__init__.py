@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .annotations import load_samples
     from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
     from .evaluation import evaluate
+    from .export_onnx_segment_anything import export_onnx
     from .finetuning import finetune
     from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
     from .mask_generator import SAMAutomaticMaskGenerator
@@ -39,6 +40,7 @@ __all__ = [
     "draw_masks",
     "draw_prompts",
     "evaluate",
+    "export_onnx",
     "finetune",
     "list_presets",
     "load_samples",
@@ -48,6 +50,7 @@ _MODULES = {
     "annotations": ("load_samples",),
     "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
     "evaluation": ("evaluate",),
+    "export_onnx_segment_anything": ("export_onnx",),
     "finetuning": ("finetune",),
     "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
     "mask_generator": ("SAMAutomaticMaskGenerator",),
@@ -58,7 +61,12 @@ _MODULES = {
     "processing_segment_anything": ("SegmentAnythingProcessor",),
     "visualization": ("draw_masks", "draw_prompts"),
 }
-_EXTRAS = {"torch": "torch", "tensorflow": "tensorflow", "keras": "tensorflow"}
+_EXTRAS = {
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "onnx_ir": "export",
+}
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 

@@ -1,8 +1,8 @@
 """Reads Segment Anything weights of any origin, as numpy knows them, for either framework.
 
 A checkpoint differs from a model of ours in three ways, each undone by a rule that stands once:
-its names (`huggingface_sam.py`; ours are those of Meta's checkpoints), its configuration (there,
-or told by the shapes of the weights), and its sizes (`adapt_weights`).
+its names (`weight_names.py`; ours are those of Meta's checkpoints), its configuration
+(`huggingface_sam.py`, or told by the shapes of the weights), and its sizes (`adapt_weights`).
 """
 
 import os
@@ -21,13 +21,17 @@ from .configuration_segment_anything import (
     SegmentAnythingModelConfig,
     preset_repository,
 )
-from .huggingface_sam import from_huggingface
 from .mask_ops import bilinear_matrix
+from .weight_names import to_our_names
 
 try:
     import torch
 except ImportError:
     torch = None  # type: ignore[assignment]
+try:
+    import h5py
+except ImportError:
+    h5py = None
 
 Weights = dict[str, Any]
 """Names to arrays, of numpy or of PyTorch."""
@@ -213,10 +217,11 @@ def load_checkpoint(
         )
     hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     if os.path.isfile(location):
-        weights = _under_our_names(read_weights([location], framework))
+        weights = to_our_names(read_weights([location], framework))
     else:
-        weights = _under_our_names(read_weights(_weight_files(location, hub), framework))
-    if isinstance(config, SegmentAnythingModelConfig):
+        weights = to_our_names(read_weights(_weight_files(location, hub), framework))
+    # Not asked as isinstance of our class, which as remote code is loaded once for every file.
+    if config is not None and not isinstance(config, (str, os.PathLike)):
         return config, adapt_weights(weights, config), options
     if config is None and os.path.isfile(location):
         fields = config_fields_from_weights(weights)
@@ -239,14 +244,8 @@ def _locate(source: str) -> str:
 
 def _is_path(location: str) -> bool:
     """Whether a name can only mean a file or folder: a repository has one slash and no suffix."""
-    is_file_name = Path(location).suffix in (".bin", ".pt", ".pth", ".safetensors")
+    is_file_name = Path(location).suffix in (".bin", ".h5", ".pt", ".pth", ".safetensors")
     return is_file_name or os.path.isabs(location) or location.count(os.sep) != 1
-
-
-def _under_our_names(weights: Weights) -> Weights:
-    if any(name.startswith("vision_encoder.") for name in weights):
-        return from_huggingface(weights)
-    return weights
 
 
 def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
@@ -270,7 +269,7 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
 
 
 def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt") -> Weights:
-    """Weights of some files, safetensors or PyTorch's, whatever their names.
+    """Weights of some files, safetensors, PyTorch's or Keras' HDF5, whatever their names.
 
     A PyTorch file is read without running anything that it might contain.
 
@@ -281,14 +280,31 @@ def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt")
     Raises:
         OSError: A file cannot be read.
         ValueError: A PyTorch file does not hold weights.
-        ImportError: A PyTorch file, but PyTorch is not installed.
+        ImportError: A PyTorch or HDF5 file, but what reads it is not installed.
     """
+    readers = {".safetensors": _read_safetensors, ".h5": _read_hdf5}
     weights: Weights = {}
     for path in paths:
-        if str(path).endswith(".safetensors"):
-            weights.update(_read_safetensors(path, framework))
-        else:
-            weights.update(_read_pickle(path, framework))
+        weights.update(readers.get(Path(path).suffix, _read_pickle)(path, framework))
+    return weights
+
+
+def _read_hdf5(path: str | os.PathLike[str], framework: str) -> Weights:
+    """Every array of floating-point numbers in a file, by its path in there."""
+    if h5py is None:
+        raise ImportError(f"{path} is an HDF5 file. Reading it needs `pip install h5py`.")
+    weights: Weights = {}
+
+    def keep(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            array = np.asarray(item)
+            weights[name] = torch.from_numpy(array) if framework == "pt" else array
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(keep)
+    except OSError as error:
+        raise OSError(f"{path} is not an HDF5 file, or is cut off: {error}.") from error
     return weights
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     # Transformers' remark that PyTorch is missing; where it matters, the command says so itself.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the processor
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's remarks on the processor
     commands = {
         "predict": _predict,
         "generate": _generate,
@@ -128,7 +129,7 @@ def _one_object(
     keep_all: bool,
 ) -> Records:
     """Records of the masks that the prompts mean, the best first."""
-    from .mask_ops import masks_to_boxes, masks_to_rles, rle_to_coco
+    from .object_masks import mask_records, segment_object
     from .predictor import SAMPredictor
 
     predictor = SAMPredictor(model)
@@ -139,25 +140,7 @@ def _one_object(
     if rough_mask is not None:
         logits = np.where(rough_mask, _ROUGH_MASK_LOGIT, -_ROUGH_MASK_LOGIT).astype(np.float32)
         given["masks"] = predictor.preprocess_masks(logits[None])
-    # A lone click may mean a part or the whole: the best of several masks is the better answer.
-    is_ambiguous = given.keys() == {"points", "labels"} and len(given["points"]) == 1
-    masks, scores, _ = predictor(**given, multimask_output=keep_all or is_ambiguous)
-    order = np.argsort(-scores, kind="stable")[: None if keep_all else 1]
-    return [
-        {
-            "segmentation": rle_to_coco(rle),
-            "area": int(mask.sum()),
-            "bbox": [int(left), int(top), int(right - left), int(bottom - top)],
-            "predicted_iou": float(score),
-        }
-        for mask, rle, (left, top, right, bottom), score in zip(
-            masks[order],
-            masks_to_rles(masks[order]),
-            masks_to_boxes(masks[order]),
-            scores[order],
-            strict=True,
-        )
-    ]
+    return mask_records(*segment_object(predictor, given, keep_all))
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -174,6 +157,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.serve:
+        return _serve(args)
     with as_file(files(__package__) / "demo" / DEMO_IMAGE) as bundled:
         args.images = [args.image or str(bundled)]
         if not args.points:
@@ -181,6 +166,28 @@ def _demo(args: argparse.Namespace) -> int:
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
         args.negatives, args.boxes, args.mask, args.multimask = [], [], None, False
         return _predict(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serves the page where people click, until it is interrupted."""
+    if args.points:
+        raise UsageError("with --serve, points are clicked on the page; leave --point out")
+    if find_spec("gradio") is None:
+        raise UsageError("--serve needs gradio: pip install 'segment-anything-transformers[demo]'")
+    with as_file(files(__package__) / "demo" / DEMO_IMAGE) as bundled:
+        image = read_image(args.image or str(bundled))
+    model = load_model(args.model, args.framework, args.device, args.dtype)
+
+    from .demo_app import build_app, start
+
+    app = build_app(model, image)
+    try:
+        url = start(app, args.host, args.port)
+    except OSError as error:
+        raise UsageError(one_line(error)) from error
+    print(f"open {url} in a browser; Ctrl+C ends it", flush=True)
+    app.block_thread()
+    return 0
 
 
 def _segment_images(

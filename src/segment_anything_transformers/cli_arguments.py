@@ -68,13 +68,15 @@ writes, for street.jpg:
 
 _DEMO = """\
 Outlines an object in the photograph that comes with the package, or in your own. Needs no
-download: the model comes with the package too.
+download: the model comes with the package too. With --serve it is a page in the browser, on which
+you click yourself.
 """
 
 _DEMO_EXAMPLES = """\
 examples:
   segment-anything demo
   segment-anything demo --image dog.jpg --point 320,240
+  segment-anything demo --serve
 
 """
 
@@ -207,6 +209,16 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--image", metavar="FILE", help="your own picture")
     _add_point(parser, "--point", "a click on the object; without one, your image's centre")
+    page = parser.add_argument_group("the page")
+    page.add_argument("--serve", action="store_true", help="serve it; needs the extra `demo`")
+    page.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 lets other machines in (default: %(default)s)",
+    )
+    page.add_argument(
+        "--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)"
+    )
     _add_common(parser)
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from .huggingface_sam import config_fields_from_huggingface
+from .remote_code import CarriesCode
 
 ENCODER_NORM_EPS: dict[str, float] = {
     "layer_norm": 1e-5,
@@ -94,7 +95,7 @@ def preset_repository(name: str) -> str | None:
     return PRESETS[name].get("url", "").removeprefix(_HUB) or None
 
 
-class SegmentAnythingModelConfig(PreTrainedConfig):
+class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
     """Everything that defines a Segment Anything model: the specification's names and defaults.
 
     The defaults are those of `sam_vit_b`. Sizes are (height, width) in pixels. Every combination is
@@ -143,6 +144,7 @@ class SegmentAnythingModelConfig(PreTrainedConfig):
     """
 
     model_type = "segment_anything"
+    auto_names = ("AutoConfig", "AutoModel", "AutoModelForMaskGeneration", "TFAutoModel")
     initializer_range: ClassVar[float] = 0.02
 
     name: str = ""

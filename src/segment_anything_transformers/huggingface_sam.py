@@ -1,105 +1,10 @@
-"""Weights and configurations of transformers' SamModel: what they are called there and here.
+"""The configuration of transformers' SamModel in our fields, and ours in its words.
 
-Tables and what reads them, in both directions; no framework and nothing of the model is needed.
+One table, read in both directions; no framework and nothing of the model is needed.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-HUGGINGFACE_NAMES: tuple[tuple[str, str], ...] = (
-    (
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-        "shared_image_embedding.positional_embedding",
-    ),
-    ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
-    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
-    ("image_encoder.blocks.{}.norm1", "vision_encoder.layers.{}.layer_norm1"),
-    ("image_encoder.blocks.{}.norm2", "vision_encoder.layers.{}.layer_norm2"),
-    ("image_encoder.blocks.{}", "vision_encoder.layers.{}"),
-    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
-    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
-    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
-    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
-    ("prompt_encoder.point_embeddings", "prompt_encoder.point_embed"),
-    ("prompt_encoder.mask_downscaling.0", "prompt_encoder.mask_embed.conv1"),
-    ("prompt_encoder.mask_downscaling.1", "prompt_encoder.mask_embed.layer_norm1"),
-    ("prompt_encoder.mask_downscaling.3", "prompt_encoder.mask_embed.conv2"),
-    ("prompt_encoder.mask_downscaling.4", "prompt_encoder.mask_embed.layer_norm2"),
-    ("prompt_encoder.mask_downscaling.6", "prompt_encoder.mask_embed.conv3"),
-    *(
-        (
-            f"mask_decoder.transformer.layers.{{}}.norm{i}",
-            f"mask_decoder.transformer.layers.{{}}.layer_norm{i}",
-        )
-        for i in range(1, 5)
-    ),
-    (
-        "mask_decoder.transformer.norm_final_attn",
-        "mask_decoder.transformer.layer_norm_final_attn",
-    ),
-    ("mask_decoder.output_upscaling.0", "mask_decoder.upscale_conv1"),
-    ("mask_decoder.output_upscaling.1", "mask_decoder.upscale_layer_norm"),
-    ("mask_decoder.output_upscaling.3", "mask_decoder.upscale_conv2"),
-)
-"""Our prefixes and those of transformers' SamModel; `{}` stands for the same number in both.
-
-The first pair that fits a name renames it; what no pair fits has the same name in both.
-"""
-
-_HUGGINGFACE_DUPLICATE = "prompt_encoder.shared_embedding.positional_embedding"
-"""A second name of the position encoding in transformers' SamModel, tied to the first."""
-
-
-def huggingface_names(iou_head_depth: int) -> tuple[tuple[str, str], ...]:
-    """Pairs of our and transformers' prefixes for a model.
-
-    The layers of the small perceptrons are numbered from the first in our names; transformers
-    names the first and the last apart and numbers those between from 0.
-
-    Args:
-        iou_head_depth: Number of layers of the head that predicts the masks' quality.
-    """
-    perceptrons = (
-        ("mask_decoder.output_hypernetworks_mlps.{}", 3),
-        ("mask_decoder.iou_prediction_head", iou_head_depth),
-    )
-    pairs = []
-    for name, depth in perceptrons:
-        theirs = ["proj_in", *(f"layers.{i}" for i in range(depth - 2)), "proj_out"]
-        pairs += [(f"{name}.layers.{i}", f"{name}.{layer}") for i, layer in enumerate(theirs)]
-    return (*pairs, *HUGGINGFACE_NAMES)
-
-
-def rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """The name with its prefix replaced by the first pair whose left side fits whole parts of it.
-
-    Args:
-        name: Dotted name of a weight.
-        pairs: Prefixes before and after; `{}` stands for a number that is kept.
-    """
-    for before, after in pairs:
-        pattern = re.escape(before).replace(r"\{\}", r"(\d+)") + r"(?=\.|$)"
-        match = re.match(pattern, name)
-        if match:
-            return after.format(*match.groups()) + name[match.end() :]
-    return name
-
-
-def from_huggingface(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights of transformers' SamModel under our names."""
-    layers = {name for name in weights if "iou_prediction_head" in name and "weight" in name}
-    pairs = [(theirs, ours) for ours, theirs in huggingface_names(len(layers))]
-    kept = {name: array for name, array in weights.items() if name != _HUGGINGFACE_DUPLICATE}
-    return {rename(name, pairs): array for name, array in kept.items()}
-
-
-def to_huggingface(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Our weights under the names of transformers' SamModel."""
-    layers = {name for name in weights if "iou_prediction_head" in name and "weight" in name}
-    pairs = huggingface_names(len(layers))
-    return {rename(name, pairs): array for name, array in weights.items()}
-
 
 HUGGINGFACE_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("in_channels", "vision_config", "num_channels"),
@@ -123,6 +28,16 @@ HUGGINGFACE_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("decoder_iou_hidden_dim", "mask_decoder_config", "iou_head_hidden_dim"),
 )
 """Our fields and where transformers' SamConfig keeps them; where it says nothing, ours holds."""
+
+HUGGINGFACE_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "hard_swish": "hardswish"}
+"""Activations that have another name in transformers."""
+
+_COPIES: tuple[tuple[str, str, str], ...] = (
+    ("embed_dim", "prompt_encoder_config", "hidden_size"),
+    ("embed_dim", "mask_decoder_config", "hidden_size"),
+    ("encoder_patch_size", "prompt_encoder_config", "patch_size"),
+)
+"""Fields that transformers' SamConfig holds a second time."""
 
 
 def config_fields_from_huggingface(
@@ -151,6 +66,10 @@ def config_fields_from_huggingface(
         fields["input_size"] = (size, size) if isinstance(size, int) else tuple(size)
     if vision.get("mlp_dim") and vision.get("hidden_size"):
         fields["encoder_mlp_ratio"] = vision["mlp_dim"] / vision["hidden_size"]
+    activations = {theirs: ours for ours, theirs in HUGGINGFACE_ACTIVATIONS.items()}
+    if "encoder_act_layer" in fields:
+        name = fields["encoder_act_layer"]
+        fields["encoder_act_layer"] = activations.get(name, name)
     if "layer_norm_eps" in vision:
         fields["encoder_norm_layer"] = _norm_of_eps(vision["layer_norm_eps"], norm_layers)
     return fields
@@ -163,3 +82,61 @@ def _norm_of_eps(eps: float, norm_layers: Mapping[str, float]) -> str:
             f"vision_config.layer_norm_eps must be one of {set(norm_layers.values())}, got {eps}."
         )
     return names[-1]
+
+
+def config_to_huggingface(config: Any, norm_layers: Mapping[str, float]) -> dict[str, Any]:
+    """Dictionary of the transformers SamConfig that means the same model.
+
+    What transformers has no field for, such as our drop rates but that of the attention, changes
+    nothing but training and is left out. Its SamModel takes square images only.
+
+    Args:
+        config: Our configuration.
+        norm_layers: Names of the encoder's norm layers, with the epsilon that each one means.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for ours, part, theirs in (*HUGGINGFACE_FIELDS, *_COPIES):
+        value = getattr(config, ours)
+        value = list(value) if isinstance(value, tuple) else value
+        parts.setdefault(part, {})[theirs] = value
+    vision, prompt = parts["vision_config"], parts["prompt_encoder_config"]
+    activation = vision["hidden_act"]
+    vision["hidden_act"] = HUGGINGFACE_ACTIVATIONS.get(activation, activation)
+    vision["layer_norm_eps"] = norm_layers[config.encoder_norm_layer]
+    vision["mlp_dim"] = int(config.encoder_embed_dim * config.encoder_mlp_ratio)
+    vision["num_pos_feats"] = config.embed_dim // 2
+    height, width = config.input_size
+    vision["image_size"] = height if height == width else [height, width]
+    prompt["image_size"] = vision["image_size"]
+    return {"architectures": ["SamModel"], "model_type": "sam", **parts}
+
+
+_PROCESSOR_FIELDS = (
+    "do_convert_rgb",
+    "do_normalize",
+    "do_pad",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "mask_pad_size",
+    "mask_size",
+    "pad_size",
+    "resample",
+    "rescale_factor",
+    "size",
+)
+
+
+def processor_to_huggingface(image_processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Dictionary for `preprocessor_config.json` that transformers and transformers.js read.
+
+    Args:
+        image_processor: Dictionary of our image processor.
+    """
+    fields = {name: image_processor[name] for name in _PROCESSOR_FIELDS}
+    return {
+        **fields,
+        "image_processor_type": "SamImageProcessor",
+        "processor_class": "SamProcessor",
+    }

@@ -27,6 +27,7 @@ from .image_arrays import read_image, to_numpy
 from .image_resizer import ImageResizer, InputGeometry
 from .mask_ops import crop_boxes, point_grids
 from .mask_postprocessing import MaskPostprocessingMixin
+from .remote_code import CarriesCode
 
 __all__ = ["ImageResizer", "SegmentAnythingImageProcessor"]
 
@@ -51,7 +52,7 @@ class SegmentAnythingImageProcessorKwargs(ImagesKwargs, total=False):
     pad_to_multiple_of: int | None
 
 
-class SegmentAnythingImageProcessor(MaskPostprocessingMixin, PilBackend):
+class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBackend):
     """Resizes, normalises and then pads images; brings masks back to the size of the image.
 
     An image is scaled to the largest size that fits into `size` and `pad_size`, its values become
@@ -84,6 +85,7 @@ class SegmentAnythingImageProcessor(MaskPostprocessingMixin, PilBackend):
             (transparency is dropped), PIL images of any mode to RGB or, for one channel, to grey.
     """
 
+    auto_names = ("AutoImageProcessor",)
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD

@@ -18,7 +18,6 @@ from .image_processing_segment_anything import SegmentAnythingImageProcessor
 from .mask_ops import (
     RLE,
     box_areas,
-    boxes_near_crop_edge,
     crop_boxes,
     masks_to_boxes,
     masks_to_rles,
@@ -29,9 +28,8 @@ from .mask_ops import (
     rle_area,
     rle_to_coco,
     rle_to_mask,
-    stability_scores,
-    uncrop_masks,
 )
+from .mask_upscaling import finish_masks
 from .predictor import Preprocessing, SAMPredictor
 
 Record = dict[str, Any]
@@ -42,23 +40,6 @@ _OUTPUT_MODES: dict[str, Callable[[RLE], Any]] = {
     "uncompressed_rle": lambda rle: rle,
     "coco_rle": rle_to_coco,
 }
-
-# So many full-size logits exist at one time (16 MB): enough to keep the processor busy, and small
-# beside the image embeddings. All masks of a batch of points would take gigabytes.
-_LOGITS_AT_ONCE = 2**22
-
-
-class _Proposals(NamedTuple):
-    """Masks as the model gives them, before anything has its full size."""
-
-    mask_logits: np.ndarray  # (n, H', W')
-    iou_scores: np.ndarray  # (n,)
-    points: np.ndarray  # (n, 2), x and y in pixels of the crop
-
-    def groups(self, length: int) -> Iterator[_Proposals]:
-        """The same in order, at most `length` at a time."""
-        for start in range(0, len(self.points), length):
-            yield _Proposals(*(column[start : start + length] for column in self))
 
 
 class _Masks(NamedTuple):
@@ -117,6 +98,10 @@ class SAMAutomaticMaskGenerator:
             duplicates that this makes (needs scipy).
         output_mode: "binary_mask", "uncompressed_rle" or "coco_rle", the form of the masks.
         preprocessing: As in `SAMPredictor`.
+        dtype: As in `SAMPredictor`.
+        skip_covered_points: Whether to leave out points that lie in a mask found already. Points
+            far from each other come first. Takes a fraction of the time where objects are large,
+            but of an object that was found as a whole, parts may be missed.
 
     Raises:
         ImportError: If `min_mask_region_area` is above 0 and scipy is missing.
@@ -143,6 +128,8 @@ class SAMAutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
         preprocessing: Preprocessing | SegmentAnythingImageProcessor | None = None,
+        dtype: Any = None,
+        skip_covered_points: bool = False,
     ) -> None:
         """Checks the parameters and lays out the points."""
         _check_at_least(1, points_per_batch=points_per_batch)
@@ -158,7 +145,8 @@ class SAMAutomaticMaskGenerator:
         if min_mask_region_area > 0:
             require_scipy()  # now, rather than after all the work
 
-        self.predictor = SAMPredictor(model, preprocessing)
+        self.predictor = SAMPredictor(model, preprocessing, dtype)
+        self.skip_covered_points = skip_covered_points
         self.point_grids = _grids(
             points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
         )
@@ -244,64 +232,50 @@ class SAMAutomaticMaskGenerator:
         parts = []
         try:
             self.predictor.set_pixels(image[top:bottom, left:right])
-            for start in range(0, len(points), self.points_per_batch):
-                batch = points[start : start + self.points_per_batch]
-                parts += self._masks_of_batch(batch, crop_box, size_hw)
-                bar.update(len(batch))
+            while len(points):
+                waiting = len(points)
+                batch, points = self._next_batch(points)
+                parts.append(self._masks_of_batch(batch, crop_box, size_hw))
+                if self.skip_covered_points:
+                    points = points[~_are_covered(points + crop_box[:2], parts[-1].rles)]
+                bar.update(waiting - len(points))
         finally:
             self.predictor.clear_image()
         masks = _Masks.joined(parts)
         return masks.take(nms(masks.boxes, masks.iou_scores, self.box_nms_thresh))
 
+    def _next_batch(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The points that the model gets next, and those that are left."""
+        count = self.points_per_batch
+        if not self.skip_covered_points:
+            return points[:count], points[count:]
+        chosen = np.unique(np.linspace(0, len(points) - 1, count).round().astype(int))
+        return points[chosen], np.delete(points, chosen, axis=0)
+
     def _masks_of_batch(
         self, points: np.ndarray, crop_box: np.ndarray, size_hw: tuple[int, int]
-    ) -> list[_Masks]:
-        crop_h, crop_w = self.predictor.original_size
-        at_once = max(1, _LOGITS_AT_ONCE // (crop_h * crop_w))
-        return [
-            self._finish(proposals, crop_box, size_hw)
-            for proposals in self._propose(points).groups(at_once)
-        ]
-
-    def _propose(self, points: np.ndarray) -> _Proposals:
-        """The masks of each click whose predicted IoU suffices, at low resolution.
-
-        The predicted IoU is known before a mask is: a backend that can tell it first will save
-        the masks that fail here.
-        """
-        mask_logits, iou_scores = self.predictor.predict_logits(points[:, None])  # (P, K, H', W')
-        click, mask = np.nonzero(self._above_iou_threshold(iou_scores))
-        return _Proposals(mask_logits[click, mask], iou_scores[click, mask], points[click])
-
-    def _above_iou_threshold(self, iou_scores: np.ndarray) -> np.ndarray:
-        if self.pred_iou_thresh > 0:
-            return iou_scores > self.pred_iou_thresh
-        return np.ones(iou_scores.shape, bool)
-
-    def _finish(
-        self, proposals: _Proposals, crop_box: np.ndarray, size_hw: tuple[int, int]
     ) -> _Masks:
-        """The stable masks among a few proposals, at full size and in pixels of the image.
-
-        The only place where full-size logits exist.
-        """
-        threshold = self.predictor.config.mask_threshold
-        mask_logits = self.predictor.upscale(proposals.mask_logits)  # (n, h, w) of the crop
-        stability = stability_scores(mask_logits, threshold, self.stability_score_offset)
-        masks = mask_logits > threshold
-        boxes = masks_to_boxes(masks)
-        keep = ~boxes_near_crop_edge(boxes, crop_box, size_hw)
-        if self.stability_score_thresh > 0:
-            keep &= stability >= self.stability_score_thresh
-        rles = masks_to_rles(uncrop_masks(masks[keep], crop_box, size_hw))
-        left_top = crop_box[:2]
+        """The good and stable masks of some clicks, in pixels of the image."""
+        threshold = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -np.inf
+        good = self.predictor.predict_above(points[:, None], threshold)
+        least = self.stability_score_thresh
+        finished = finish_masks(
+            good.mask_logits,
+            self.predictor.mask_upscaler(),
+            self.predictor.config.mask_threshold,
+            self.stability_score_offset,
+            lambda stability: least <= 0 or stability >= least,
+            crop_box,
+            size_hw,
+        )
+        count = len(finished.rles)
         return _Masks(
-            np.fromiter(rles, object, len(rles)),
-            boxes[keep] + np.tile(left_top, 2),
-            proposals.iou_scores[keep],
-            stability[keep],
-            proposals.points[keep] + left_top,
-            np.tile(crop_box, (len(rles), 1)),
+            np.fromiter(finished.rles, object, count),
+            finished.boxes,
+            good.iou_scores[finished.indices],
+            finished.stability_scores,
+            points[good.prompts[finished.indices]] + crop_box[:2],
+            np.tile(crop_box, (count, 1)),
         )
 
     def _without_small_regions(self, masks: _Masks) -> _Masks:
@@ -340,6 +314,17 @@ class SAMAutomaticMaskGenerator:
             "stability_score": float(stability_score),
             "crop_box": _as_xywh(crop_box),
         }
+
+
+def _are_covered(points: np.ndarray, rles: np.ndarray) -> np.ndarray:
+    """Which points (n, 2) in pixels of the image lie in any of the masks."""
+    covered = np.zeros(len(points), bool)
+    columns, rows = points.astype(np.int64).T
+    for rle in rles:
+        height = rle["size"][0]
+        run = np.searchsorted(np.cumsum(rle["counts"]), columns * height + rows, "right")
+        covered |= run % 2 == 1
+    return covered
 
 
 def _as_xywh(box_xyxy: np.ndarray) -> list[int]:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 try:
-    from scipy import ndimage, sparse
+    from scipy import ndimage
 except ImportError:
-    ndimage = sparse = None
+    ndimage = None
 
 RLE = dict[str, Any]
 
@@ -70,47 +70,6 @@ def area_matrix(source_length: int, target_length: int) -> np.ndarray:
     matrix = touched / touched.sum(axis=1, keepdims=True)
     matrix.setflags(write=False)
     return matrix
-
-
-def upscaling_matrix(
-    mask_length: int, input_length: int, image_length: int, original_length: int
-) -> np.ndarray:
-    """One axis of `upscale_masks`: (original_length, mask_length) float32."""
-    to_input = bilinear_matrix(mask_length, input_length)
-    return bilinear_matrix(image_length, original_length) @ to_input[:image_length]
-
-
-@lru_cache(maxsize=8)
-def _sparse_upscaling_matrix(*lengths: int) -> Any:
-    matrix = upscaling_matrix(*lengths)
-    # Each row has at most four numbers, so a sparse product takes a quarter of the time.
-    return matrix if sparse is None else sparse.csr_array(matrix)
-
-
-def upscale_masks(
-    mask_logits: np.ndarray,
-    input_hw: tuple[int, int],
-    image_hw: tuple[int, int],
-    original_hw: tuple[int, int],
-) -> np.ndarray:
-    """Low-resolution logits (n, H', W') at the size of the original image, (n, H0, W0) float32.
-
-    They are resized to the model's input, its padding is cut off, and what is left is resized to
-    the original image. All of this is linear, so that it is one matrix an axis, and the large
-    padded logits never exist.
-
-    Takes the logits, the size (H, W) of the model's input, the part of it that the image fills,
-    and the image's own size. The result is a view whose memory runs down the columns, in the order
-    of run lengths.
-    """
-    count, height, width = mask_logits.shape
-    lengths = zip((height, width), input_hw, image_hw, original_hw, strict=True)
-    matrix_y, matrix_x = (_sparse_upscaling_matrix(*axis) for axis in lengths)
-    by_row = np.asarray(mask_logits, np.float32).swapaxes(0, 1).reshape(height, count * width)
-    rows = (matrix_y @ by_row).reshape(original_hw[0], count, width)  # (H0, n, W')
-    by_column = rows.transpose(2, 1, 0).reshape(width, count * original_hw[0])
-    columns = (matrix_x @ by_column).reshape(original_hw[1], count, original_hw[0])
-    return columns.transpose(1, 2, 0)
 
 
 def resize_bilinear(arrays: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -203,13 +162,6 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarr
     return np.asarray(keep, np.int64)
 
 
-def _run_lengths(mask: np.ndarray) -> list[int]:
-    pixels = mask.ravel(order="F")
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    lengths = np.diff(changes, prepend=0, append=pixels.size).tolist()
-    return [0, *lengths] if pixels[:1].any() else lengths
-
-
 def masks_to_rles(masks: np.ndarray) -> list[RLE]:
     """Boolean masks, (n, H, W), as uncompressed run lengths in COCO's order.
 
@@ -217,7 +169,30 @@ def masks_to_rles(masks: np.ndarray) -> list[RLE]:
     counts pixels outside the mask, and is 0 if the first pixel is inside.
     """
     masks = np.asarray(masks, dtype=bool)
-    return [{"size": list(mask.shape), "counts": _run_lengths(mask)} for mask in masks]
+    size_hw = masks.shape[1:]
+    return [columns_to_rle(mask.T, (0, 0), size_hw) for mask in masks]
+
+
+def columns_to_rle(columns: np.ndarray, left_top: tuple[int, int], size_hw: tuple[int, int]) -> RLE:
+    """Uncompressed run lengths of a mask of which only a part is given, the rest being empty.
+
+    Takes the part by column, (w, h) bool, the place of its first pixel and the size of the whole.
+    """
+    (left, top), (height, width) = left_top, size_hw
+    # One empty pixel below every column ends its last run there.
+    padded = np.zeros((columns.shape[0], columns.shape[1] + 1), bool)
+    padded[:, :-1] = columns
+    pixels = padded.ravel()
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    if pixels[:1].any():
+        changes = np.concatenate([[0], changes])
+    column, row = np.divmod(changes, padded.shape[1])
+    places = (left + column) * height + top + row
+    if padded.shape[1] > height:  # a run may go on at the top of the next column
+        joins = np.flatnonzero(places[1::2][:-1] == places[2::2])
+        places = np.delete(places, np.concatenate([2 * joins + 1, 2 * joins + 2]))
+    lengths = np.diff(places, prepend=0, append=height * width).tolist()
+    return {"size": [height, width], "counts": lengths if lengths[-1] else lengths[:-1]}
 
 
 # COCO's text form: every number is cut into groups of five bits, lowest first. A sixth bit says

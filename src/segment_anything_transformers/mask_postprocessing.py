@@ -5,6 +5,7 @@ arrays otherwise; PyTorch is imported only in the first case.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,11 @@ from .image_arrays import to_numpy
 from .image_resizer import InputGeometry, SizeHW
 from .mask_ops import (
     RLE,
-    boxes_near_crop_edge,
-    masks_to_boxes,
-    masks_to_rles,
     nms,
     remove_small_regions,
     rle_to_mask,
-    stability_scores,
-    uncrop_masks,
-    upscale_masks,
-    upscaling_matrix,
 )
+from .mask_upscaling import MaskUpscaler, finish_masks, upscaling_matrix
 
 
 class OriginalSizeMasks(list[Any]):
@@ -73,7 +68,8 @@ class MaskPostprocessingMixin:
                 island always stays.
 
         Returns:
-            A list of N arrays or tensors (..., H0, W0), bool, or float32 without `binarize`.
+            A list of N arrays or tensors (..., H0, W0), bool, or float32 without `binarize`. The
+            values of float32 tensors on a processor are made when they are first used.
 
         Raises:
             ValueError: The numbers of masks and sizes differ.
@@ -141,25 +137,31 @@ class MaskPostprocessingMixin:
             ValueError: Masks and qualities differ in number.
         """
         scores = to_numpy(iou_scores).reshape(-1)
-        logits = masks.reshape(-1, *masks.shape[-2:])
-        if len(logits) != len(scores):
+        count = int(np.prod(masks.shape[:-2]))
+        if count != len(scores):
             raise ValueError(
-                f"Expected one score for each mask, got {len(scores)} scores, {len(logits)} masks."
+                f"Expected one score for each mask, got {len(scores)} scores, {count} masks."
             )
-        crop_box = [int(edge) for edge in cropped_box_image]
+        crop_box = np.array([int(edge) for edge in cropped_box_image])
         size_hw = (int(original_size[0]), int(original_size[1]))
-        kept = np.flatnonzero(scores > pred_iou_thresh) if pred_iou_thresh > 0 else slice(None)
-        logits, scores = to_numpy(logits[kept]), scores[kept]
-        if stability_score_thresh > 0:
-            stability = stability_scores(logits, mask_threshold, stability_score_offset)
-            stable = stability > stability_score_thresh
-            logits, scores = logits[stable], scores[stable]
-        binary = logits > mask_threshold
-        boxes = masks_to_boxes(binary)
-        whole = ~boxes_near_crop_edge(boxes, crop_box, size_hw)
-        rles = masks_to_rles(uncrop_masks(binary[whole], crop_box, size_hw))
-        boxes_in_image = boxes[whole] + np.tile(crop_box[:2], 2)
-        return rles, _like(scores[whole], iou_scores), _like(boxes_in_image, iou_scores)
+        kept = np.arange(count)
+        if pred_iou_thresh > 0:
+            kept = np.flatnonzero(scores > pred_iou_thresh)
+        if hasattr(masks, "low_resolution"):  # full-size logits that do not exist yet
+            logits, upscaler = masks.low_resolution, masks.upscaler
+        else:
+            logits, upscaler = masks, MaskUpscaler(*[tuple(masks.shape[-2:])] * 4)
+        finished = finish_masks(
+            to_numpy(logits.reshape(count, *logits.shape[-2:])[kept]),
+            upscaler,
+            mask_threshold,
+            stability_score_offset,
+            lambda stability: stability_score_thresh <= 0 or stability > stability_score_thresh,
+            crop_box,
+            size_hw,
+        )
+        scores = scores[kept[finished.indices]]
+        return finished.rles, _like(scores, iou_scores), _like(finished.boxes, iou_scores)
 
     def post_process_for_mask_generation(
         self, all_masks: Sequence[RLE], all_scores: Any, all_boxes: Any, crops_nms_thresh: float
@@ -193,8 +195,7 @@ def _like(array: np.ndarray, example: Any) -> Any:
     """The array as a PyTorch tensor on the example's device, if the example is one."""
     if not _is_tensor(example):
         return array
-    import torch
-
+    torch = import_module("torch")  # Transformers takes an import statement for a requirement
     return torch.from_numpy(array).to(example.device)
 
 
@@ -210,9 +211,14 @@ def _at_original_size(
         matrix_y, matrix_x = (_like(upscaling_matrix(*axis), mask_logits) for axis in lengths)
         return matrix_y @ mask_logits.detach().float() @ matrix_x.T
     *leading, height, width = mask_logits.shape
-    flat = to_numpy(mask_logits).reshape(-1, height, width)
-    upscaled = upscale_masks(flat, padded_hw, reshaped_hw, original_hw)
-    return _like(upscaled.reshape(*leading, *original_hw), mask_logits)
+    low_resolution = np.asarray(to_numpy(mask_logits), np.float32)
+    upscaler = MaskUpscaler((height, width), padded_hw, reshaped_hw, original_hw)
+    if _is_tensor(mask_logits):
+        from .full_size_logits import FullSizeLogits
+
+        return FullSizeLogits(low_resolution, upscaler)
+    upscaled = upscaler.whole(low_resolution.reshape(-1, height, width))
+    return upscaled.reshape(*leading, *original_hw)
 
 
 def _without_small_regions(

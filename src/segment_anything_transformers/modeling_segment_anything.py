@@ -10,10 +10,10 @@ Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Self
+from itertools import pairwise, product
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,15 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
 }
 
-_BIAS_ELEMENTS = 1 << 24
-"""Largest relative-position bias that is built at once, in elements an image (64 MiB in fp32)."""
+_SCORES_AT_ONCE = {True: 1 << 21, False: 1 << 26}
+"""Attention scores that the encoder holds at one time, on a processor and elsewhere: 8 MiB of them
+in fp32 stay in a processor's cache. All scores of a global block would be 800 MB."""
+
+_ROWS_AT_ONCE = 16
+"""Rows of tokens that go through a global block's perceptron at a time, on a processor."""
+
+_POSITIONS_AT_ONCE = {True: 1 << 13, False: 1 << 19}
+"""Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
 
 
 @dataclass
@@ -113,12 +120,18 @@ def _attend(
     dropout: float,
     implementation: str | None,
 ) -> Tensor:
-    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
-    if implementation != "eager":
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores.
+
+    On a processor `scaled_dot_product_attention` is slower with a bias than written out.
+    """
+    if implementation != "eager" and (bias is None or query.device.type != "cpu"):
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    weights = (scores if bias is None else scores + bias).softmax(-1)
-    return F.dropout(weights, dropout) @ value
+    scaled = query * query.shape[-1] ** -0.5
+    if bias is not None and bias.ndim == 3:
+        scores = bias.baddbmm_(scaled, key.mT)  # the bias is a fresh tensor, and a large one
+    else:
+        scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
+    return F.dropout(scores.softmax(-1), dropout) @ value
 
 
 def _relative_positions(table: Tensor, size: int) -> Tensor:
@@ -161,21 +174,21 @@ class EncoderAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Mixes the tokens of each window: (N, H'', W'', C) to the same shape."""
         grid_h, grid_w = tokens.shape[1:3]
-        window_hw = self._window_hw((grid_h, grid_w))
+        window_hw = self.window_size or grid_h, self.window_size or grid_w
         query, key, value = self._windows(self.qkv(tokens), window_hw)
-        mixed = self._mix(query, key, value, window_hw)  # (N * windows, heads, h * w, c)
+        mixed = self._mix(query, key, value, window_hw)  # (N * windows * heads, h * w, c)
         mixed = self._grid(mixed, tokens.shape, window_hw)
         return self.drop(self.proj(mixed[:, :grid_h, :grid_w]))
 
     def _windows(self, qkv: Tensor, window_hw: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Queries, keys and values by window: three (N * windows, heads, h * w, c)."""
+        """Queries, keys and values by window: three (N * windows * heads, h * w, c)."""
         window_h, window_w = window_hw
         qkv = self._pad(qkv, -qkv.shape[1] % window_h, -qkv.shape[2] % window_w)
         split = qkv.unflatten(1, (-1, window_h)).unflatten(3, (-1, window_w))
         split = split.unflatten(5, (3, self.heads, -1))
         # (N, rows, h, columns, w, 3, heads, c) -> (3, N, rows, columns, heads, h, w, c)
         split = split.permute(5, 0, 1, 3, 6, 2, 4, 7)
-        return split.flatten(5, 6).flatten(1, 3).unbind(0)
+        return split.flatten(5, 6).flatten(1, 4).unbind(0)
 
     def _pad(self, qkv: Tensor, pad_h: int, pad_w: int) -> Tensor:
         """Completes the last windows with the projection of zeros, which is the bias.
@@ -192,33 +205,59 @@ class EncoderAttention(nn.Module):
         return torch.where(is_padding[..., None], self.qkv.bias, padded)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, window_hw: tuple[int, int]) -> Tensor:
-        """Attention with relative positions, for some rows of queries at a time.
-
-        The bias of all queries at once would be the largest tensor of the whole encoder.
-        """
+        """Attention with relative positions, for some heads or some rows of queries at a time."""
         window_h, window_w = window_hw
-        rows = query.unflatten(2, window_hw)  # (B, heads, h, w, c)
+        queries = query.unflatten(1, window_hw)  # (B, h, w, c), B = N * windows * heads
         positions_h = _relative_positions(self.rel_pos_h, window_h).to(query.dtype)
         positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
-        step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
-        dropout = self.drop_attention if self.training else 0.0
-        mixed = []
-        for start in range(0, window_h, step):
-            part = rows[:, :, start : start + step]
-            bias_h = torch.einsum("bnhwc,hkc->bnhwk", part, positions_h[start : start + step])
-            bias_w = torch.einsum("bnhwc,wkc->bnhwk", part, positions_w)
-            bias = bias_h[..., :, None] + bias_w[..., None, :]  # (B, heads, rows, w, h, w)
-            bias = bias.flatten(4, 5).flatten(2, 3)
-            implementation = self.config._attn_implementation
-            mixed.append(_attend(part.flatten(2, 3), key, value, bias, dropout, implementation))
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+        bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)[..., :, None]
+        bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)[..., None, :]
+        parts = []
+        for some, rows in self._parts(query, window_hw):
+            bias = bias_h[some, rows] + bias_w[some, rows]  # (b, rows, w, h, w)
+            mixed = _attend(
+                queries[some, rows].flatten(1, 2),
+                key[some],
+                value[some],
+                bias.flatten(3, 4).flatten(1, 2),
+                self.drop_attention if self.training else 0.0,
+                self.config._attn_implementation,
+            )
+            parts.append(mixed)
+        return torch.cat(parts).view_as(query)
+
+    def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
+        """Which of (B, h, w, c) queries attend together: several B with all rows, or few rows."""
+        everything = slice(None)
+        if torch.compiler.is_compiling():
+            return [(everything, everything)]
+        (window_h, window_w), keys = window_hw, query.shape[1]
+        scores = _SCORES_AT_ONCE[query.device.type == "cpu"]
+        length, rows = scores // keys**2, max(1, scores // (window_w * keys))
+        if length:
+            return [
+                (slice(start, start + length), everything) for start in range(0, len(query), length)
+            ]
+        starts = product(range(len(query)), range(0, window_h, rows))
+        return [(slice(one, one + 1), slice(row, row + rows)) for one, row in starts]
 
     def _grid(self, mixed: Tensor, shape: torch.Size, window_hw: tuple[int, int]) -> Tensor:
         """Puts windows back side by side: (N, padded H'', padded W'', C)."""
         window_h, window_w = window_hw
-        grid = mixed.unflatten(0, (shape[0], -(-shape[1] // window_h), -(-shape[2] // window_w)))
-        grid = grid.unflatten(4, window_hw)  # (N, rows, columns, heads, h, w, c)
+        windows = (shape[0], -(-shape[1] // window_h), -(-shape[2] // window_w), self.heads)
+        grid = mixed.unflatten(0, windows).unflatten(
+            4, window_hw
+        )  # (N, rows, columns, heads, h, w, c)
         return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+def _is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
+    """Whether pieces that fit the cache are worth it: on a processor, not while training.
+
+    A graph that is traced stays small, and drop rates act on whole images.
+    """
+    is_traced = torch.compiler.is_compiling()
+    return features.device.type == "cpu" and not layer.training and not is_traced
 
 
 class EncoderBlock(GradientCheckpointingLayer):
@@ -242,8 +281,23 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.drop_path_rate = config.encoder_drop_path_rate * index / last
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Refines the tokens: (N, H'', W'', C) to the same shape."""
-        tokens = tokens + self._drop_path(self.attn(self.norm1(tokens)))
+        """Refines the tokens: (N, H'', W'', C) to the same shape.
+
+        On a processor, strips of windows one after another, which do not see each other. What is
+        made of a strip stays in the cache, where that of all tokens would not.
+        """
+        if not _is_in_pieces(self, tokens):
+            return self._perceive(self._attend(tokens))
+        if self.attn.window_size:
+            strips = tokens.split(self.attn.window_size, dim=1)
+            return torch.cat([self._perceive(self._attend(strip)) for strip in strips], dim=1)
+        strips = self._attend(tokens).split(_ROWS_AT_ONCE, dim=1)
+        return torch.cat([self._perceive(strip) for strip in strips], dim=1)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        return tokens + self._drop_path(self.attn(self.norm1(tokens)))
+
+    def _perceive(self, tokens: Tensor) -> Tensor:
         return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
@@ -291,6 +345,11 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W)."""
+        if _is_in_pieces(self, pixel_values):  # a batch would win nothing there
+            return torch.cat([self._encode(image) for image in pixel_values.split(1)])
+        return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
         tokens = self.patch_embed(pixel_values)
         tokens = self.drop(tokens + self._positions(tokens.shape[1], tokens.shape[2]))
         for block in self.blocks:
@@ -450,6 +509,96 @@ def _is_box(boxes: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------- mask decoder
 
 
+class PromptedImage(NamedTuple):
+    """The image's tokens as each prompt set sees them, never written out.
+
+    Whatever a prompt does to them, the tokens (N, P, L, D) remain a scaled copy of tokens that all
+    prompt sets share, plus weighted sums of a few rows:
+
+        scale * shared + weights^T rows + bias
+
+    An attention to T prompt tokens adds h (T - 1) rows, since its output is such a sum; layer norm
+    centres the rows and divides weights and scale. Every product with the tokens becomes one with
+    the shared tokens, made once an image, and a small one with the rows.
+    """
+
+    scale: Tensor  # (N, P, 1, L)
+    weights: Tensor  # (N, P, m, L)
+    rows: Tensor  # (N, P, m, D)
+    bias: Tensor  # (D)
+    values: tuple[Tensor, ...]  # (N, h, P, t, c) of each attention that added rows
+
+
+class ProjectedImage(NamedTuple):
+    """A linear layer's output for the tokens that all prompt sets share, by head."""
+
+    layer: nn.Linear
+    shared: Tensor  # (N, h, S, c, L), S is P where masks tell the prompt sets' images apart, else 1
+    positions: Tensor | None  # (h, c, L); None where the shared tokens have them added already
+
+    @classmethod
+    def of(
+        cls, layer: nn.Linear, heads: int, shared: Tensor, positions: Tensor | None = None
+    ) -> Self:
+        """Projects shared tokens (N, S, L, D) and positions (L, D), without the layer's bias."""
+        projected = (layer.weight @ shared.mT).unflatten(2, (heads, -1)).transpose(1, 2)
+        if positions is None:
+            return cls(layer, projected, None)
+        return cls(layer, projected, (layer.weight @ positions.T).unflatten(0, (heads, -1)))
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight by head: (h, c, D)."""
+        return self.layer.weight.unflatten(0, (self.shared.shape[1], -1))
+
+    def scores(self, vectors: Tensor, image: PromptedImage | None) -> Tensor:
+        """Products (N, h, P, T, L) of vectors (N, h, P, T, c) with every projected image token.
+
+        What adds the same to all tokens of the image, its bias and the layer's, is left out.
+        """
+        of_shared = _shared_product(vectors, self.shared)
+        if image is None:
+            return of_shared
+        of_rows = (vectors @ self.weight[:, None]).transpose(1, 2).flatten(2, 3) @ image.rows.mT
+        of_rows = (of_rows @ image.weights).unflatten(2, vectors.shape[1:4:2]).transpose(1, 2)
+        scores = torch.addcmul(of_rows, image.scale[:, None], of_shared)
+        if self.positions is None:
+            return scores
+        return scores + _shared_product(vectors, self.positions[None, :, None])
+
+    def constant(self, image: PromptedImage | None) -> Tensor:
+        """What the layer adds to all tokens of the image alike: (h, 1, 1, c)."""
+        bias: Tensor = self.layer.bias
+        if image is not None:
+            bias = F.linear(image.bias, self.layer.weight, bias)
+        return bias.view(self.shared.shape[1], 1, 1, -1)
+
+    def offsets(self, vectors: Tensor, image: PromptedImage | None) -> Tensor:
+        """What `scores` leaves out: (N, h, P, T, 1)."""
+        return vectors @ self.constant(image).mT
+
+    def mix(self, attention: Tensor, image: PromptedImage | None) -> Tensor:
+        """Projected image tokens weighted by attention (N, h, P, T, L): (N, h, P, T, c)."""
+        if image is None:
+            return _shared_product(attention, self.shared.mT) + self.constant(image)
+        of_shared = _shared_product(attention * image.scale[:, None], self.shared.mT)
+        row_weights = attention.transpose(1, 2).flatten(2, 3) @ image.weights.mT  # (N, P, hT, m)
+        row_weights = row_weights.unflatten(2, attention.shape[1:4:2]).transpose(1, 2)
+        rows = (image.rows @ self.layer.weight.T).unflatten(3, (self.shared.shape[1], -1))
+        mixed = of_shared + row_weights @ rows.permute(0, 3, 1, 2, 4)
+        return mixed + self.constant(image)  # attention sums to one
+
+
+def _shared_product(vectors: Tensor, shared: Tensor) -> Tensor:
+    """Products (N, h, P, T, a) of (N, h, P, T, b) with (N, h, P or 1, b, a).
+
+    With one shared matrix the vectors of all prompt sets line up as rows of one product.
+    """
+    if shared.shape[2] != 1 or vectors.shape[2] == 1:
+        return vectors @ shared
+    return (vectors.flatten(2, 3) @ shared[:, :, 0]).unflatten(2, vectors.shape[2:4])
+
+
 class DecoderAttention(nn.Module):
     """Multi-head attention whose inner width may be smaller than that of its input."""
 
@@ -466,66 +615,194 @@ class DecoderAttention(nn.Module):
         self.v_proj = nn.Linear(width, width // downsampling)
         self.out_proj = nn.Linear(width // downsampling, width)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None
-    ) -> Tensor:
-        """Attends from queries to keys, for each prompt set.
+    def by_head(self, tokens: Tensor) -> Tensor:
+        """Projected tokens (N, P, T, h c) as (N, h, P, T, c)."""
+        return tokens.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
 
-        Args:
-            query: (N, P or 1, Tq, D). One set attends for every set of the keys.
-            key: (N, P or 1, Tk, D). One set serves every set of the queries.
-            value: Like `key`.
-            exists: (N, P, Tk), False where a key is padding.
+    def joined(self, mixed: Tensor) -> Tensor:
+        """The output (N, P, T, D) of all heads (N, h, P, T, c)."""
+        return self.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
+
+
+class SelfAttention(DecoderAttention):
+    """The tokens of a prompt set attend to each other."""
+
+    def forward(self, placed: Tensor, tokens: Tensor, exists: Tensor | None) -> Tensor:
+        """Attends from and to `placed`, (N, P, T, D) with positions, for values of `tokens`.
+
+        Where `exists` (N, P, T) is False, a token is padding.
+        """
+        query, key = self.by_head(self.q_proj(placed)), self.by_head(self.k_proj(placed))
+        value = self.by_head(self.v_proj(tokens))  # (N, h, P, T, c)
+        bias = None
+        if exists is not None:
+            bias = _hiding(exists, query.dtype)[:, None, :, None]
+            bias = bias.expand(-1, self.heads, -1, query.shape[3], -1).flatten(1, 2)
+        mixed = _attend(
+            query.flatten(1, 2),
+            key.flatten(1, 2),
+            value.flatten(1, 2),
+            bias,
+            0.0,
+            self.config._attn_implementation,
+        )
+        return self.joined(mixed.unflatten(1, query.shape[1:3]))
+
+
+def _hiding(exists: Tensor, dtype: torch.dtype) -> Tensor:
+    """What added to scores makes an attention pass over the tokens that do not exist."""
+    hidden = torch.zeros_like(exists, dtype=dtype)
+    return hidden.masked_fill(~exists, torch.finfo(dtype).min)
+
+
+class TokenToImageAttention(DecoderAttention):
+    """The tokens of a prompt set attend to the image."""
+
+    def project(
+        self, shared: Tensor, positions: Tensor, is_first: bool
+    ) -> tuple[ProjectedImage, ProjectedImage]:
+        """Keys and values of shared image tokens (N, S, L, D), for any prompt."""
+        keys = _project_placed(self.k_proj, self.heads, shared, positions, is_first)
+        return keys, ProjectedImage.of(self.v_proj, self.heads, shared)
+
+    def forward(
+        self,
+        placed: Tensor,
+        projected: tuple[ProjectedImage, ProjectedImage],
+        image: PromptedImage | None,
+    ) -> Tensor:
+        """What tokens (N, P, T, D), with their positions, see in the image."""
+        keys, values = projected
+        query = self.by_head(self.q_proj(placed))
+        query = query * query.shape[-1] ** -0.5
+        scores = keys.scores(query, image)
+        if torch.is_grad_enabled():
+            # Equal for all keys, it changes nothing, but what trains on several devices in
+            # parallel wants a gradient of every parameter, even of the key's bias.
+            scores = scores + keys.offsets(query, image)
+        return self.joined(values.mix(scores.softmax(-1), image))
+
+
+class ImageToTokenAttention(DecoderAttention):
+    """The image attends to the tokens of a prompt set."""
+
+    def project(self, shared: Tensor, positions: Tensor, is_first: bool) -> ProjectedImage:
+        """Queries of shared image tokens (N, S, L, D), for any prompt."""
+        return _project_placed(self.q_proj, self.heads, shared, positions, is_first)
+
+    def forward(
+        self,
+        placed: Tensor,
+        tokens: Tensor,
+        queries: ProjectedImage,
+        image: PromptedImage | None,
+        exists: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the image sees in the tokens, as weighted sums.
 
         Returns:
-            (N, P, Tq, D).
+            Weights (N, P, m, L) and values (N, h, P, m / h, c) of the rows that are summed, before
+            the output projection; and what every image token sees alike (N, P, D).
         """
-        heads = [
-            projection(tokens).unflatten(-1, (self.heads, -1)).transpose(2, 3)
-            for projection, tokens in (
-                (self.q_proj, query),
-                (self.k_proj, key),
-                (self.v_proj, value),
-            )
-        ]  # (N, P or 1, heads, T, c) each
-        images, sets = key.shape[0], max(query.shape[1], key.shape[1])
-        if key.shape[1] < sets:
-            mixed = self._serve_all(*heads)
-        else:
-            shape = (images, sets, *heads[0].shape[2:])
-            bias = None if exists is None else exists[:, :, None, None].flatten(0, 1)
-            mixed = _attend_existing(
-                heads[0].expand(shape).flatten(0, 1),
-                heads[1].flatten(0, 1),
-                heads[2].flatten(0, 1),
-                bias,
-                self.config._attn_implementation,
-            ).unflatten(0, (images, sets))
-        return self.out_proj(mixed.transpose(2, 3).flatten(3))
-
-    def _serve_all(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One set of keys for every set of queries: these line up as queries of one set."""
-        sets, count = query.shape[1], query.shape[3]
-        lined_up = query.transpose(1, 2).flatten(2, 3)  # (N, heads, P * Tq, c)
-        implementation = self.config._attn_implementation
-        mixed = _attend(lined_up, key[:, 0], value[:, 0], None, 0.0, implementation)
-        return mixed.unflatten(2, (sets, count)).transpose(1, 2)
+        key = self.by_head(self.k_proj(placed)) * (self.k_proj.out_features // self.heads) ** -0.5
+        value = self.by_head(self.v_proj(tokens))
+        offsets = queries.offsets(key, image)
+        if exists is not None:
+            offsets = offsets + _hiding(exists, key.dtype)[:, None, :, :, None]
+        attention = (queries.scores(key, image) + offsets).softmax(3)  # (N, h, P, T, L)
+        count, width = value.shape[3:]
+        if isinstance(count, int) and count <= width:
+            # The weights of a head sum to one, so the first token needs no row.
+            first = value[:, :, :, :1]
+            weights, value, alike = attention[:, :, :, 1:], value[:, :, :, 1:] - first, first
+        else:  # fewer rows: a head's own channels, weighted by what it sees of the tokens
+            weights = value.mT @ attention
+            value = torch.eye(width, dtype=value.dtype, device=value.device)
+            value = value.expand(*weights.shape[:3], -1, -1)
+            alike = torch.zeros_like(value[:, :, :, :1])
+        return weights.transpose(1, 2).flatten(2, 3), value, self.joined(alike)[:, :, 0]
 
 
-def _attend_existing(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    exists: Tensor | None,
-    implementation: str | None,
-) -> Tensor:
-    """Attention to the keys that exist; a boolean mask becomes a bias."""
-    if exists is None:
-        return _attend(query, key, value, None, 0.0, implementation)
-    hidden = torch.finfo(query.dtype).min
-    bias = torch.zeros_like(exists, dtype=query.dtype).masked_fill(~exists, hidden)
-    bias = bias.expand(-1, query.shape[1], query.shape[2], -1)
-    return _attend(query, key, value, bias, 0.0, implementation)
+def _project_placed(
+    layer: nn.Linear, heads: int, shared: Tensor, positions: Tensor, is_first: bool
+) -> ProjectedImage:
+    """The projection of tokens and positions, in one where nothing scales the tokens yet."""
+    if is_first:
+        return ProjectedImage.of(layer, heads, shared + positions)
+    return ProjectedImage.of(layer, heads, shared, positions)
+
+
+class SharedNorm(NamedTuple):
+    """What an `ImageNorm` needs to know of the tokens that all prompt sets share."""
+
+    tokens: Tensor  # (N, S, L, D), centred
+    squares: Tensor  # (N, S, 1, L) their mean squares
+    directions: tuple[Tensor, ...]  # (N, h, S, c, L) their products with each attention's output
+
+    @classmethod
+    def of(cls, shared: Tensor, outputs: Sequence[Tensor]) -> Self:
+        """From shared tokens (N, S, L, D) and output weights (D, h, c) of the attentions so far."""
+        tokens = _centred(shared)
+        scaled = tokens / tokens.shape[-1]
+        return cls(
+            tokens,
+            tokens.square().mean(-1)[:, :, None],
+            tuple(
+                (output.flatten(1).T @ scaled.mT).unflatten(2, output.shape[1:]).transpose(1, 2)
+                for output in outputs
+            ),
+        )
+
+    def products(self, rows: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Mean products (N, P, m, L) of the shared tokens with the rows.
+
+        Rows of attentions are their values times an output weight, of which the product with the
+        shared tokens is known. The others, one an attention, come first.
+        """
+        count = len(values)
+        plain = rows[:, None, :, :count] / rows.shape[-1]
+        parts = [_shared_product(plain, self.tokens.mT[:, None])[:, 0]]
+        for value, direction in zip(values, self.directions, strict=True):
+            parts.append(_shared_product(value, direction).transpose(1, 2).flatten(2, 3))
+        return torch.cat(parts, dim=2)
+
+
+class ImageNorm(nn.LayerNorm):
+    """Layer norm of image tokens that are never written out, see `PromptedImage`."""
+
+    def forward(  # type: ignore[override]
+        self, image: PromptedImage, shared: SharedNorm
+    ) -> PromptedImage:
+        """Tokens of mean 0 and variance 1 over the channels, then scaled and shifted.
+
+        The variance is a quadratic form in scale and weights.
+        """
+        rows = _centred(image.rows)
+        row_products = (rows / rows.shape[-1]) @ rows.mT  # (N, P, m, m)
+        products = torch.addcmul(
+            row_products @ image.weights, image.scale, shared.products(rows, image.values), value=2
+        )
+        of_rows = (image.weights * products).sum(2, keepdim=True)
+        variance = torch.addcmul(of_rows, image.scale.square(), shared.squares)
+        deviation = (variance.clamp(min=0.0) + self.eps).rsqrt()
+        return image._replace(
+            scale=image.scale * deviation,
+            weights=image.weights * deviation,
+            rows=rows * self.weight,
+            bias=self.bias,
+        )
+
+
+def _centred(tokens: Tensor) -> Tensor:
+    return tokens - tokens.mean(-1, keepdim=True)
+
+
+class SharedBlock(NamedTuple):
+    """What a `TwoWayBlock` needs to know of the tokens that all prompt sets share."""
+
+    keys_values: tuple[ProjectedImage, ProjectedImage]
+    queries: ProjectedImage
+    norm: SharedNorm
 
 
 class TwoWayBlock(nn.Module):
@@ -535,39 +812,96 @@ class TwoWayBlock(nn.Module):
         """The first block's tokens are their own positions: it does not add them again."""
         super().__init__()
         width = config.embed_dim
-        self.self_attn = DecoderAttention(config, downsampling=1)
+        self.self_attn = SelfAttention(config, downsampling=1)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn_token_to_image = DecoderAttention(config)
+        self.cross_attn_token_to_image = TokenToImageAttention(config)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Perceptron(width, config.decoder_mlp_channels, F.relu)
         self.norm3 = nn.LayerNorm(width)
-        self.norm4 = nn.LayerNorm(width)
-        self.cross_attn_image_to_token = DecoderAttention(config)
+        self.norm4 = ImageNorm(width)
+        self.cross_attn_image_to_token = ImageToTokenAttention(config)
         self.is_first = is_first
+
+    def share(
+        self, shared: Tensor, positions: Tensor, outputs: list[Tensor]
+    ) -> tuple[SharedBlock, Tensor, list[Tensor]]:
+        """The part of the block's work that no prompt changes.
+
+        Args:
+            shared: (N, S, L, D) image tokens.
+            positions: (L, D).
+            outputs: (D, h, c), output weights of the attentions of earlier blocks to the tokens.
+
+        Returns:
+            The work, and shared tokens and output weights for the next block.
+        """
+        attention = self.cross_attn_image_to_token
+        outputs = [*outputs, attention.out_proj.weight.unflatten(1, (attention.heads, -1))]
+        outputs = [output - output.mean(0, keepdim=True) for output in outputs]
+        norm = SharedNorm.of(shared, outputs)
+        block = SharedBlock(
+            self.cross_attn_token_to_image.project(shared, positions, self.is_first),
+            attention.project(shared, positions, self.is_first),
+            norm,
+        )
+        weight = self.norm4.weight
+        return block, norm.tokens * weight, [output * weight[:, None, None] for output in outputs]
 
     def forward(
         self,
         tokens: Tensor,
-        image: Tensor,
+        image: PromptedImage | None,
         token_positions: Tensor,
-        image_positions: Tensor,
+        shared: SharedBlock,
         exists: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Refines the tokens (N, P, T, D) and the image (N, P or 1, L, D), now one a set."""
-        if self.is_first:
-            tokens = self.self_attn(tokens, tokens, tokens, exists)
-        else:
-            placed = tokens + token_positions
-            tokens = tokens + self.self_attn(placed, placed, tokens, exists)
-        tokens = self.norm1(tokens)
-        placed_image = image + image_positions
-        attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+    ) -> tuple[Tensor, PromptedImage]:
+        """Refines the tokens (N, P, T, D) and the image, which is None in the first block."""
+        placed = tokens if self.is_first else tokens + token_positions
+        attended = self.self_attn(placed, tokens, exists)
+        tokens = self.norm1(attended if self.is_first else tokens + attended)
+        attended = self.cross_attn_token_to_image(
+            tokens + token_positions, shared.keys_values, image
+        )
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        attended = self.cross_attn_image_to_token(
-            placed_image, tokens + token_positions, tokens, exists
+        image = self._attend_to_tokens(tokens, image, token_positions, shared.queries, exists)
+        return tokens, self.norm4(image, shared.norm)
+
+    def _attend_to_tokens(
+        self,
+        tokens: Tensor,
+        image: PromptedImage | None,
+        token_positions: Tensor,
+        queries: ProjectedImage,
+        exists: Tensor | None,
+    ) -> PromptedImage:
+        """The image with what it sees in the tokens added, and its bias as a row like others."""
+        attention = self.cross_attn_image_to_token
+        weights, values, alike = attention(tokens + token_positions, tokens, queries, image, exists)
+        output = attention.out_proj.weight.unflatten(1, (attention.heads, -1))
+        rows = (values @ output.permute(1, 2, 0)[:, None]).transpose(1, 2).flatten(2, 3)
+        ones = torch.ones_like(weights[:, :, :1])
+        if image is None:
+            return PromptedImage(
+                ones,
+                torch.cat([ones, weights], dim=2),
+                torch.cat([alike[:, :, None], rows], dim=2),
+                torch.zeros_like(alike[0, 0]),
+                (values,),
+            )
+        return image._replace(
+            weights=torch.cat([ones, image.weights, weights], dim=2),
+            rows=torch.cat([(alike + image.bias)[:, :, None], image.rows, rows], dim=2),
+            values=(*image.values, values),
         )
-        return tokens, self.norm4(image + attended)
+
+
+class SharedImage(NamedTuple):
+    """The part of the transformer's work that no prompt changes."""
+
+    blocks: list[SharedBlock]
+    last: tuple[ProjectedImage, ProjectedImage]
+    tokens: Tensor  # (N, S, L, D), the shared part of the image's last tokens
 
 
 class TwoWayTransformer(nn.Module):
@@ -579,26 +913,38 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(
             TwoWayBlock(config, is_first=index == 0) for index in range(config.decoder_nb_blocks)
         )
-        self.final_attn_token_to_image = DecoderAttention(config)
+        self.final_attn_token_to_image = TokenToImageAttention(config)
         self.norm_final_attn = nn.LayerNorm(config.embed_dim)
 
+    def share(self, image: Tensor, positions: Tensor) -> SharedImage:
+        """Does the work that no prompt changes, for image tokens (N, S, L, D) and their positions.
+
+        S is 1 where all prompt sets share the image, P where masks tell their images apart.
+        """
+        blocks: list[SharedBlock] = []
+        outputs: list[Tensor] = []
+        layer: Any
+        for layer in self.layers:
+            block, image, outputs = layer.share(image, positions, outputs)
+            blocks.append(block)
+        last = self.final_attn_token_to_image.project(image, positions, is_first=False)
+        return SharedImage(blocks, last, image)
+
     def forward(
-        self, tokens: Tensor, image: Tensor, image_positions: Tensor, exists: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (N, P, T, D) and image (N, P, L, D) after all blocks.
+        self, tokens: Tensor, shared: SharedImage, exists: Tensor | None
+    ) -> tuple[Tensor, PromptedImage]:
+        """Tokens (N, P, T, D) and image after all blocks.
 
         Args:
             tokens: (N, P, T, D), output tokens and prompts.
-            image: (N, P or 1, L, D), one for all prompt sets where no mask tells them apart.
-            image_positions: (L, D) position encodings of the image.
+            shared: What `share` returns.
             exists: (N, P, T), False where a token is padding, or None.
         """
         positions = tokens
-        for layer in self.layers:
-            tokens, image = layer(tokens, image, positions, image_positions, exists)
-        attended = self.final_attn_token_to_image(
-            tokens + positions, image + image_positions, image
-        )
+        image: Any = None  # as no block has changed it
+        for layer, block in zip(self.layers, shared.blocks, strict=True):
+            tokens, image = layer(tokens, image, positions, block, exists)
+        attended = self.final_attn_token_to_image(tokens + positions, shared.last, image)
         return self.norm_final_attn(tokens + attended), image
 
 
@@ -618,6 +964,31 @@ class LayeredPerceptron(nn.Module):
         return self.layers[-1](x)
 
 
+class DecodedPrompts(NamedTuple):
+    """What is known of prompt sets before their masks are made."""
+
+    iou_scores: Tensor  # (N, P, 1 + K)
+    mask_tokens: Tensor  # (N, P, 1 + K, D)
+    image: PromptedImage
+    upscaled: Tensor  # (N, S, L, D), shared tokens after the first transposed convolution
+    grid_hw: tuple[int, int]
+
+    def split(self) -> list[Self]:
+        """Each of the prompt sets alone."""
+        return [self.of_set(index) for index in range(self.iou_scores.shape[1])]
+
+    def of_set(self, index: int) -> Self:
+        """One of the prompt sets."""
+        one = slice(index, index + 1)
+        scale, weights, rows, bias, _ = self.image
+        return self._replace(
+            iou_scores=self.iou_scores[:, one],
+            mask_tokens=self.mask_tokens[:, one],
+            image=PromptedImage(scale[:, one], weights[:, one], rows[:, one], bias, ()),
+            upscaled=self.upscaled if self.upscaled.shape[1] == 1 else self.upscaled[:, one],
+        )
+
+
 class MaskDecoder(nn.Module):
     """Predicts masks, and the quality of each, from image and prompts."""
 
@@ -625,6 +996,8 @@ class MaskDecoder(nn.Module):
         """Makes one output token for each mask and one for their quality."""
         super().__init__()
         width, masks = config.embed_dim, config.nb_multimask_outputs + 1
+        self.prompts_per_group: int | None = None
+        self._last_shared: tuple | None = None
         self.transformer = TwoWayTransformer(config)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(masks, width)
@@ -664,29 +1037,139 @@ class MaskDecoder(nn.Module):
         Returns:
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
-        grid_hw = image_embeddings.shape[2:]
-        image = (image_embeddings[:, None] + dense_embeddings).flatten(3).transpose(2, 3)
+        chosen = range(self.mask_tokens.num_embeddings)[selection]
+        decoded = self.decode(
+            image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists
+        )
+        if torch.compiler.is_compiling():
+            (whole,) = decoded
+            return self.masks(whole, chosen), whole.iou_scores[..., selection]
+        logits: list[Tensor] = []
+        scores: list[Tensor] = []
+        for group in decoded:
+            scores.append(group.iou_scores[..., selection])
+            # Upscaled, the image of one prompt set fills the cache.
+            logits += [self.masks(part, chosen) for part in group.split()]
+        return torch.cat(logits, dim=1), torch.cat(scores, dim=1)
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        image_positions: Tensor,
+        prompt_tokens: Tensor | None,
+        dense_embeddings: Tensor,
+        exists: Tensor | None,
+    ) -> Iterator[DecodedPrompts]:
+        """All that is known of the masks before they are made, for some prompt sets at a time.
+
+        Takes what `forward` takes.
+        """
         outputs = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = outputs.expand(image.shape[0], image.shape[1], -1, -1)
+        tokens = outputs.expand(*image_embeddings.shape[:1], dense_embeddings.shape[1], -1, -1)
         if prompt_tokens is not None:
-            sets = prompt_tokens.shape[1]
-            tokens = torch.cat([tokens.expand(-1, sets, -1, -1), prompt_tokens], dim=2)
+            tokens = tokens[:, :1].expand(-1, prompt_tokens.shape[1], -1, -1)
+            tokens = torch.cat([tokens, prompt_tokens], dim=2)
         if exists is not None:
             exists = F.pad(exists, (outputs.shape[0], 0), value=True)
-        positions = image_positions.flatten(0, 1).to(image.dtype)
-        tokens, image = self.transformer(tokens, image, positions, exists)
-        chosen = range(self.mask_tokens.num_embeddings)[selection]
-        logits = self._masks(tokens[:, :, 1:], image.unflatten(2, grid_hw), chosen)
-        return logits, self.iou_prediction_head(tokens[:, :, 0])[..., selection]
+        positions = image_positions.flatten(0, 1).to(image_embeddings.dtype)
+        is_shared = dense_embeddings.shape[1] == 1
+        if is_shared:
+            shared, upscaled = self._share_once(image_embeddings, dense_embeddings, positions)
+        for group in self._groups(tokens.shape[1], image_embeddings):
+            if not is_shared:
+                image = image_embeddings[:, None] + dense_embeddings[:, group]
+                shared, upscaled = self._share(image, positions)
+            refined, prompted = self.transformer(
+                tokens[:, group], shared, None if exists is None else exists[:, group]
+            )
+            yield DecodedPrompts(
+                self.iou_prediction_head(refined[:, :, 0]),
+                refined[:, :, 1:],
+                prompted,
+                upscaled,
+                (image_embeddings.shape[2], image_embeddings.shape[3]),
+            )
 
-    def _masks(self, mask_tokens: Tensor, image: Tensor, chosen: range) -> Tensor:
-        """Logits (N, P, K, H', W'): each mask's token weighs the upscaled image's channels."""
+    def _share(self, image: Tensor, positions: Tensor) -> tuple[SharedImage, Tensor]:
+        """What no prompt changes, for images (N, S, D, H'', W''), and its first upscaling."""
+        shared = self.transformer.share(image.flatten(3).mT, positions)
+        return shared, shared.tokens @ self._first_kernel()
+
+    def _share_once(
+        self, image_embeddings: Tensor, dense_embeddings: Tensor, positions: Tensor
+    ) -> tuple[SharedImage, Tensor]:
+        """As `_share`; for the image and the weights of the last call, what that call found."""
+        image = image_embeddings[:, None] + dense_embeddings
+        parameters = [*self.parameters()]
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or len(image) > 1
+            or any(parameter.is_inference() for parameter in parameters)
+        ):
+            return self._share(image, positions)
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._last_shared is not None:
+            last_image, last_positions, last_weights, result = self._last_shared
+            # The values, not the objects: whoever changes a tensor in place is safe.
+            if (
+                weights == last_weights
+                and torch.equal(image, last_image)
+                and torch.equal(positions, last_positions)
+            ):
+                return result
+        result = self._share(image, positions)
+        self._last_shared = image, positions, weights, result
+        return result
+
+    def _groups(self, sets: int, image_embeddings: Tensor) -> list[slice]:
+        """Prompt sets that are decoded together: all of them in a graph that is traced."""
+        if torch.compiler.is_compiling():
+            return [slice(None)]
+        length = self.prompts_per_group
+        if length is None:
+            positions = _POSITIONS_AT_ONCE[image_embeddings.device.type == "cpu"]
+            length = max(1, positions // image_embeddings[:, 0].numel())
+        return [slice(start, start + length) for start in range(0, sets, length)]
+
+    def masks(self, decoded: DecodedPrompts, chosen: Sequence[int]) -> Tensor:
+        """Logits (N, P, K, H', W') of the chosen masks.
+
+        Each mask's token weighs the channels of the upscaled image. A transposed convolution of
+        stride and kernel 2 is a matrix product that makes four positions of one. They stay in
+        that order until the masks, which are small, are sorted.
+        """
         weights = torch.stack(
-            [self.output_hypernetworks_mlps[k](mask_tokens[:, :, k]) for k in chosen], dim=2
+            [self.output_hypernetworks_mlps[k](decoded.mask_tokens[:, :, k]) for k in chosen], dim=2
         )  # (N, P, K, D / 8)
-        upscaled = self.output_upscaling(image.flatten(0, 1).permute(0, 3, 1, 2))
-        logits = weights.flatten(0, 1) @ upscaled.flatten(2)
-        return logits.unflatten(2, upscaled.shape[2:]).unflatten(0, image.shape[:2])
+        layers: Any = self.output_upscaling
+        _, _, first_activation, second, last_activation = layers
+        features = first_activation(self._upscaled_once(decoded))  # (N, P, 4 L, D / 4)
+        kernel = second.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 D / 8, D / 4)
+        features = (kernel @ features.mT).unflatten(2, (4, -1))  # (N, P, 4, D / 8, 4 L)
+        features = last_activation(features + second.bias[:, None])
+        logits = weights[:, :, None] @ features  # (N, P, 4, K, 4 L)
+        grid_h, grid_w = decoded.grid_hw
+        logits = logits.reshape(*logits.shape[:2], 2, 2, -1, grid_h, grid_w, 2, 2)
+        # (N, P, y, x, K, H'', W'', Y, X) -> (N, P, K, H'', Y, y, W'', X, x)
+        logits = logits.permute(0, 1, 4, 5, 7, 2, 6, 8, 3)
+        return logits.flatten(6, 8).flatten(3, 5)
+
+    def _upscaled_once(self, decoded: DecodedPrompts) -> Tensor:
+        """The image after the first transposed convolution and its norm: (N, P, 4 L, D / 4)."""
+        layers: Any = self.output_upscaling
+        first, norm = layers[0], layers[1]
+        image, kernel = decoded.image, self._first_kernel()
+        bias = image.bias @ kernel + first.bias.repeat(4)
+        features = image.weights.mT @ (image.rows @ kernel)  # (N, P, L, D)
+        features = torch.addcmul(features, image.scale.mT, decoded.upscaled) + bias
+        features = features.unflatten(3, (4, -1)).flatten(2, 3)
+        return F.layer_norm(features, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+    def _first_kernel(self) -> Tensor:
+        """The first transposed convolution as a matrix: (D, 4 D / 4)."""
+        first: Any = self.output_upscaling[0]
+        return first.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 # -------------------------------------------------------------------------------------- model
@@ -828,6 +1311,21 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @property
+    def prompts_per_group(self) -> int | None:
+        """How many prompt sets are decoded together; None chooses by device and image size.
+
+        On a processor two of `sam_vit_b` are fastest: what is known of them fits the cache. More
+        on a GPU. Results do not depend on it. Can be set.
+        """
+        return self.mask_decoder.prompts_per_group
+
+    @prompts_per_group.setter
+    def prompts_per_group(self, count: int | None) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"prompts_per_group must be at least 1 or None, got {count}.")
+        self.mask_decoder.prompts_per_group = count
+
+    @property
     def mask_threshold(self) -> float:
         """Logits above it belong to the mask."""
         return self.config.mask_threshold
@@ -964,14 +1462,62 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             selection: Which masks: 0 is the single one, the others the multiple ones, all of
                 them by default.
         """
+        inputs = self._decoder_inputs(
+            image_embeddings, input_points, input_labels, input_boxes, input_masks
+        )
+        return self.mask_decoder(*inputs, selection)
+
+    def decode_above(
+        self,
+        image_embeddings: Tensor,
+        input_points: Tensor,
+        input_labels: Tensor | None,
+        iou_threshold: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the multiple masks of every prompt set, those whose predicted quality suffices.
+
+        The quality is known before a mask is made, and the others never are.
+
+        Args:
+            image_embeddings: (1, D, H'', W'') of one image.
+            input_points: (1, P, M1, 2).
+            input_labels: (1, P, M1), by default all are foreground.
+            iou_threshold: Qualities have to be above it.
+
+        Returns:
+            Logits (n, H', W'), qualities (n,), and the prompt set of each mask (n,).
+        """
+        inputs = self._decoder_inputs(image_embeddings, input_points, input_labels, None, None)
+        logits = [image_embeddings.new_zeros(0, *self.mask_size(), dtype=self.dtype)]
+        scores: list[Tensor] = []
+        for decoded in self.mask_decoder.decode(*inputs):
+            scores.append(decoded.iou_scores[0])
+            for part, is_good in zip(
+                decoded.split(), (scores[-1][:, 1:] > iou_threshold).tolist(), strict=True
+            ):
+                chosen = [1 + index for index, good in enumerate(is_good) if good]
+                if chosen:
+                    logits.append(self.mask_decoder.masks(part, chosen)[0, 0])
+        iou_scores = torch.cat(scores)[:, 1:]
+        prompts, masks = (iou_scores > iou_threshold).nonzero(as_tuple=True)
+        return torch.cat(logits), iou_scores[prompts, masks], prompts
+
+    def _decoder_inputs(
+        self,
+        image_embeddings: Tensor,
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Image embeddings, their positions, tokens, dense embeddings, and which tokens exist."""
         grid_h, grid_w = self._check_embeddings(image_embeddings)
         patch = self.config.encoder_patch_size
         prompts = _arrange_prompts(input_points, input_labels, input_boxes, input_masks)
         self._check_prompts(image_embeddings, *prompts)
         tokens, dense, exists = self.prompt_encoder(*prompts, (grid_h * patch, grid_w * patch))
         positions = self.prompt_encoder.pe_layer.of_grid(grid_h, grid_w)
-        embeddings = image_embeddings.to(dense.dtype)
-        return self.mask_decoder(embeddings, positions, tokens, dense, exists, selection)
+        return image_embeddings.to(dense.dtype), positions, tokens, dense, exists
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
         config = self.config

@@ -12,10 +12,10 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -36,8 +36,14 @@ from .export_tf_segment_anything import export_model
 from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
+
+def _gelu_exact(features: Any) -> Any:
+    """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow."""
+    return features * (0.5 + 0.5 * ops.erf(features * math.sqrt(0.5)))
+
+
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "gelu": lambda features: ops.gelu(features, approximate=False),
+    "gelu": _gelu_exact,
     "gelu_tanh": lambda features: ops.gelu(features, approximate=True),
     "hard_swish": ops.hard_silu,
     "mish": lambda features: features * ops.tanh(ops.softplus(features)),
@@ -63,27 +69,15 @@ def _dense(width: int, bias: bool = True) -> layers.Dense:
     return layers.Dense(width, use_bias=bias, kernel_initializer=_uniform())
 
 
-def _convolution(width: int, kernel: int, stride: int = 1, bias: bool = True) -> layers.Conv2D:
-    padding = "same" if stride == 1 else "valid"
+def _convolution(width: int, kernel: int, bias: bool = True) -> layers.Conv2D:
     return layers.Conv2D(
         width,
         kernel,
-        stride,
-        padding,
+        padding="same",
         data_format="channels_last",
         use_bias=bias,
         kernel_initializer=_uniform(),
     )
-
-
-def _upscaling(width: int) -> layers.Conv2DTranspose:
-    return layers.Conv2DTranspose(
-        width, 2, 2, data_format="channels_last", kernel_initializer=_uniform()
-    )
-
-
-def _norm(eps: float = 1e-6) -> layers.LayerNormalization:
-    return layers.LayerNormalization(epsilon=eps)
 
 
 def _gelu() -> layers.Activation:
@@ -100,6 +94,67 @@ def _build_chain(steps: list[layers.Layer], shape: tuple[int | None, ...]) -> No
     for step in steps:
         step.build(shape)
         shape = step.compute_output_shape(shape)
+
+
+class Norm(layers.LayerNormalization):
+    """Layer norm over the channels, with Meta's epsilon of 1e-6 and fewer passes than Keras'."""
+
+    def __init__(self, eps: float = 1e-6) -> None:
+        """Starts as the identity after normalisation."""
+        super().__init__(epsilon=eps)
+
+    def call(self, inputs: Any) -> Any:
+        """Features of mean 0 and variance 1 over the channels, then scaled and shifted."""
+        features = ops.cast(inputs, "float32")
+        centred = _centred(features)
+        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+        scale = ops.rsqrt(variance + self.epsilon) * ops.cast(self.gamma, "float32")
+        return ops.cast(centred * scale + ops.cast(self.beta, "float32"), self.compute_dtype)
+
+
+def _centred(features: Any) -> Any:
+    return features - ops.mean(features, axis=-1, keepdims=True)
+
+
+class Downscaling(layers.Conv2D):
+    """Convolution whose patches do not overlap: a product of matrices."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        """Maps each square of `patch` by `patch` pixels to one of `width` channels."""
+        super().__init__(
+            width, patch, patch, data_format="channels_last", kernel_initializer=_uniform()
+        )
+
+    def call(self, inputs: Any) -> Any:
+        """Maps (N, h * patch, w * patch, C) to (N, h, w, width); N may be 0."""
+        patch, channels = self.kernel_size[0], inputs.shape[3]
+        height, width = inputs.shape[1] // patch, inputs.shape[2] // patch
+        if patch > 1:
+            inputs = ops.reshape(inputs, (-1, height, patch, width, patch, channels))
+            inputs = ops.swapaxes(inputs, 2, 3)
+        rows = ops.reshape(inputs, (-1, height * width, patch * patch * channels))
+        kernel = ops.reshape(self.kernel, (-1, self.filters))
+        return ops.reshape(ops.matmul(rows, kernel) + self.bias, (-1, height, width, self.filters))
+
+
+class Upscaling(layers.Conv2DTranspose):
+    """Transposed convolution by a factor of two: a product of matrices, as patches do not overlap.
+
+    The mask decoder computes it from the parts, see `MaskDecoder.masks`.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Maps each pixel to two by two pixels of `width` channels."""
+        super().__init__(width, 2, 2, data_format="channels_last", kernel_initializer=_uniform())
+
+    def matrix(self, dtype: Any) -> Any:
+        """The kernel (C, 4 width): four pixels of each, row by row."""
+        kernel = ops.reshape(ops.cast(self.kernel, dtype), (4 * self.filters, -1))
+        return ops.transpose(kernel)
+
+    def repeated_bias(self, dtype: Any) -> Any:
+        """The bias (4 width), once for each of the four pixels."""
+        return ops.tile(ops.cast(self.bias, dtype), (4,))
 
 
 class Embedding(layers.Layer):
@@ -276,9 +331,9 @@ class EncoderBlock(layers.Layer):
         super().__init__()
         self.width, eps = config.encoder_embed_dim, ENCODER_NORM_EPS[config.encoder_norm_layer]
         is_global = index in config.encoder_global_attn_indices or not config.encoder_window_size
-        self.norm1 = _norm(eps)
+        self.norm1 = Norm(eps)
         self.attn = EncoderAttention(config, is_global)
-        self.norm2 = _norm(eps)
+        self.norm2 = Norm(eps)
         self.mlp = Perceptron(
             self.width,
             int(self.width * config.encoder_mlp_ratio),
@@ -312,7 +367,7 @@ class PatchEmbedding(layers.Layer):
         super().__init__()
         patch = config.encoder_patch_size
         self.channels = config.in_channels
-        self.proj = _convolution(config.encoder_embed_dim, patch, patch)
+        self.proj = Downscaling(config.encoder_embed_dim, patch)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
@@ -336,9 +391,9 @@ class ImageEncoder(layers.Layer):
         self.blocks = [EncoderBlock(config, i) for i in range(config.encoder_nb_blocks)]
         self.neck = [
             _convolution(depth, 1, bias=False),
-            _norm(),
+            Norm(),
             _convolution(depth, 3, bias=False),
-            _norm(),
+            Norm(),
         ]
 
     def build(self, input_shape: Any = None) -> None:
@@ -420,13 +475,13 @@ class PromptEncoder(layers.Layer):
         self.point_embeddings = [Embedding(1, width) for _ in range(4)]
         self.not_a_point_embed = Embedding(1, width)
         self.mask_downscaling = [
-            _convolution(hidden // 4, 2, 2),
-            _norm(),
+            Downscaling(hidden // 4, 2),
+            Norm(),
             _gelu(),
-            _convolution(hidden, 2, 2),
-            _norm(),
+            Downscaling(hidden, 2),
+            Norm(),
             _gelu(),
-            _convolution(width, 1),
+            Downscaling(width, 1),
         ]
         self.no_mask_embed = Embedding(1, width)
 
@@ -457,13 +512,15 @@ class PromptEncoder(layers.Layer):
             Tokens (N, P, M, D), None without points and boxes. Dense embeddings
             (N or 1, P or 1, H'' or 1, W'' or 1, D). Which tokens exist (N, P, M), or None.
         """
-        tokens, exists = self._tokens(points, labels, boxes, input_hw)
-        dense = ops.reshape(self.no_mask_embed.vectors, (1, 1, 1, 1, -1))
-        if masks is not None:
-            dense = self._embed_masks(masks, dense)
-        return tokens, dense, exists
+        tokens, exists = self.tokens(points, labels, boxes, input_hw)
+        return tokens, self.dense(masks), exists
 
-    def _tokens(
+    def dense(self, masks: Any) -> Any:
+        """Dense embeddings of masks, or of there being none, see `call`."""
+        no_mask = ops.reshape(self.no_mask_embed.vectors, (1, 1, 1, 1, -1))
+        return no_mask if masks is None else self._embed_masks(masks, no_mask)
+
+    def tokens(
         self, points: Any, labels: Any, boxes: Any, input_hw: tuple[int, int]
     ) -> tuple[Any, Any]:
         """Tokens of points and boxes; a set of points without a box ends in "not a point"."""
@@ -535,6 +592,100 @@ def _is_box(boxes: Any) -> Any:
 # ------------------------------------------------------------------------------- mask decoder
 
 
+class PromptedImage(NamedTuple):
+    """The image's tokens as each prompt set sees them, never written out.
+
+    Whatever a prompt does to them, the tokens (N, P, L, D) remain a scaled copy of tokens that all
+    prompt sets share, plus weighted sums of a few rows:
+
+        scale * shared + weights^T rows + bias
+
+    An attention to T prompt tokens adds h (T - 1) rows, since its output is such a sum; layer norm
+    centres the rows and divides weights and scale. Every product with the tokens becomes one with
+    the shared tokens, made once an image, and a small one with the rows.
+    """
+
+    scale: Any  # (N, P, 1, L)
+    weights: Any  # (N, P, m, L)
+    rows: Any  # (N, P, m, D)
+    bias: Any  # (D)
+    values: tuple[Any, ...]  # (N, P, h, t, c) of each attention that added rows
+
+
+class ProjectedImage(NamedTuple):
+    """A dense layer's output for the tokens that all prompt sets share, by head."""
+
+    kernel: Any  # (D, h c), of the layer
+    bias: Any  # (h c), of the layer
+    shared: Any  # (N, S, h, c, L), S is P where masks tell the prompt sets' images apart, else 1
+    positions: Any  # (h, c, L); None where the shared tokens have them added already
+
+    @classmethod
+    def of(cls, layer: layers.Dense, heads: int, shared: Any, positions: Any = None) -> Self:
+        """Projects shared tokens (N, S, L, D) and positions (L, D), without the layer's bias."""
+        kernel, bias = (ops.cast(weight, shared.dtype) for weight in (layer.kernel, layer.bias))
+        by_head = (heads, kernel.shape[1] // heads, shared.shape[2])
+        projected = ops.matmul(ops.transpose(kernel), ops.swapaxes(shared, 2, 3))
+        projected = ops.reshape(projected, (*ops.shape(shared)[:2], *by_head))
+        if positions is not None:
+            positions = ops.matmul(ops.transpose(kernel), ops.transpose(positions))
+            positions = ops.reshape(positions, by_head)
+        return cls(kernel, bias, projected, positions)
+
+    def scores(self, vectors: Any, image: PromptedImage | None) -> Any:
+        """Products (N, P, h, T, L) of vectors (N, P, h, T, c) with every projected image token.
+
+        What adds the same to all tokens of the image, its bias and the layer's, is left out.
+        """
+        of_shared = ops.matmul(vectors, self.shared)
+        if image is None:
+            return of_shared
+        images, sets, heads, count, width = ops.shape(vectors)
+        kernel = ops.transpose(ops.reshape(self.kernel, (-1, heads, width)), (1, 2, 0))
+        vectors_of_rows = ops.reshape(
+            ops.matmul(vectors, kernel), (images, sets, heads * count, kernel.shape[2])
+        )
+        of_rows = ops.matmul(vectors_of_rows, ops.swapaxes(image.rows, 2, 3))
+        of_rows = ops.reshape(ops.matmul(of_rows, image.weights), ops.shape(of_shared))
+        scores = of_rows + of_shared * ops.expand_dims(image.scale, 2)
+        if self.positions is None:
+            return scores
+        return scores + ops.matmul(vectors, self.positions)
+
+    def constant(self, image: PromptedImage | None) -> Any:
+        """What the layer adds to all tokens of the image alike: (h, 1, c)."""
+        bias = self.bias
+        if image is not None:
+            bias = bias + ops.matmul(image.bias[None], self.kernel)[0]
+        return ops.reshape(bias, (self.shared.shape[2], 1, -1))
+
+    def offsets(self, vectors: Any, image: PromptedImage | None) -> Any:
+        """What `scores` leaves out: (N, P, h, T, 1)."""
+        return ops.matmul(vectors, ops.swapaxes(self.constant(image), 1, 2))
+
+    def mix(self, attention: Any, image: PromptedImage | None) -> Any:
+        """Projected image tokens weighted by attention (N, P, h, T, L): (N, P, h, T, c)."""
+        values = ops.swapaxes(self.shared, 3, 4)
+        if image is None:
+            return ops.matmul(attention, values) + self.constant(image)
+        of_shared = ops.matmul(attention * ops.expand_dims(image.scale, 2), values)
+        images, sets, heads, count, length = ops.shape(attention)
+        row_weights = ops.matmul(
+            ops.reshape(attention, (images, sets, heads * count, length)),
+            ops.swapaxes(image.weights, 2, 3),
+        )  # (N, P, hT, m)
+        row_weights = ops.reshape(row_weights, (images, sets, heads, count, -1))
+        rows = _by_head(ops.matmul(image.rows, self.kernel), heads)
+        # attention sums to one
+        return of_shared + ops.matmul(row_weights, rows) + self.constant(image)
+
+
+def _by_head(tokens: Any, heads: int) -> Any:
+    """Tokens (N, P, T, h c) as (N, P, h, T, c)."""
+    *sizes, width = ops.shape(tokens)
+    return ops.swapaxes(ops.reshape(tokens, (*sizes, heads, width // heads)), 2, 3)
+
+
 class DecoderAttention(layers.Layer):
     """Multi-head attention whose inner width may be smaller than that of its input."""
 
@@ -545,6 +696,7 @@ class DecoderAttention(layers.Layer):
         super().__init__()
         self.width, self.heads = config.embed_dim, config.decoder_nb_heads
         self.inner = self.width // downsampling
+        self.scale = (self.inner // self.heads) ** -0.5
         self.q_proj, self.k_proj = _dense(self.inner), _dense(self.inner)
         self.v_proj, self.out_proj = _dense(self.inner), _dense(self.width)
 
@@ -555,49 +707,180 @@ class DecoderAttention(layers.Layer):
         self.out_proj.build((None, self.inner))
         self.built = True
 
-    def call(self, query: Any, key: Any, value: Any, exists: Any = None) -> Any:
-        """Attends from queries to keys, for each prompt set.
-
-        Args:
-            query: (N, P or 1, Tq, D). One set attends for every set of the keys.
-            key: (N, P or 1, Tk, D). One set serves every set of the queries.
-            value: Like `key`.
-            exists: (N, P, Tk), False where a key is padding.
-
-        Returns:
-            (N, P, Tq, D).
-        """
-        query, key, value = (
-            self._heads(projection(tokens))
-            for projection, tokens in (
-                (self.q_proj, query),
-                (self.k_proj, key),
-                (self.v_proj, value),
-            )
-        )  # (N, P or 1, heads, T, c)
-        if key.shape[1] == 1 and query.shape[1] != 1:
-            mixed = self._serve_all(query, key, value)
-        else:
-            bias = None
-            if exists is not None:
-                bias = ops.cast(ops.where(exists, 0.0, _HIDDEN), query.dtype)
-                bias = ops.expand_dims(bias, (2, 3))
-            mixed = _attend(query, key, value, bias, None, False)
+    def joined(self, mixed: Any) -> Any:
+        """The output (N, P, T, D) of all heads (N, P, h, T, c)."""
         images, sets, _, count, _ = ops.shape(mixed)
         mixed = ops.reshape(ops.swapaxes(mixed, 2, 3), (images, sets, count, self.inner))
         return self.out_proj(mixed)
 
-    def _heads(self, tokens: Any) -> Any:
-        images, sets, count, _ = ops.shape(tokens)
-        shape = (images, sets, count, self.heads, self.inner // self.heads)
-        return ops.swapaxes(ops.reshape(tokens, shape), 2, 3)
 
-    def _serve_all(self, query: Any, key: Any, value: Any) -> Any:
-        """One set of keys for every set of queries: these line up as queries of one set."""
-        images, sets, heads, count, depth = ops.shape(query)
-        lined_up = ops.reshape(ops.swapaxes(query, 1, 2), (images, heads, sets * count, depth))
-        mixed = _attend(lined_up, key[:, 0], value[:, 0], None, None, False)
-        return ops.swapaxes(ops.reshape(mixed, (images, heads, sets, count, depth)), 1, 2)
+class SelfAttention(DecoderAttention):
+    """The tokens of a prompt set attend to each other."""
+
+    def call(self, placed: Any, tokens: Any, exists: Any) -> Any:
+        """Attends from and to `placed`, (N, P, T, D) with positions, for values of `tokens`.
+
+        Where `exists` (N, P, T) is False, a token is padding.
+        """
+        query, key = self.q_proj(placed), self.k_proj(placed)
+        query, key, value = (
+            _by_head(projected, self.heads) for projected in (query, key, self.v_proj(tokens))
+        )
+        bias = None
+        if exists is not None:
+            bias = ops.expand_dims(_hiding(exists, query.dtype), (2, 3))
+        return self.joined(_attend(query, key, value, bias, None, False))
+
+
+def _hiding(exists: Any, dtype: Any) -> Any:
+    """What added to scores makes an attention pass over the tokens that do not exist."""
+    return ops.cast(ops.where(exists, 0.0, _HIDDEN), dtype)
+
+
+class TokenToImageAttention(DecoderAttention):
+    """The tokens of a prompt set attend to the image."""
+
+    def project(
+        self, shared: Any, positions: Any, is_first: bool
+    ) -> tuple[ProjectedImage, ProjectedImage]:
+        """Keys and values of shared image tokens (N, S, L, D), for any prompt."""
+        keys = _project_placed(self.k_proj, self.heads, shared, positions, is_first)
+        return keys, ProjectedImage.of(self.v_proj, self.heads, shared)
+
+    def call(
+        self,
+        placed: Any,
+        projected: tuple[ProjectedImage, ProjectedImage],
+        image: PromptedImage | None,
+    ) -> Any:
+        """What tokens (N, P, T, D), with their positions, see in the image."""
+        keys, values = projected
+        query = _by_head(self.q_proj(placed), self.heads) * self.scale
+        attention = ops.softmax(keys.scores(query, image), axis=-1)
+        return self.joined(values.mix(attention, image))
+
+
+class ImageToTokenAttention(DecoderAttention):
+    """The image attends to the tokens of a prompt set."""
+
+    def project(self, shared: Any, positions: Any, is_first: bool) -> ProjectedImage:
+        """Queries of shared image tokens (N, S, L, D), for any prompt."""
+        return _project_placed(self.q_proj, self.heads, shared, positions, is_first)
+
+    def call(
+        self,
+        placed: Any,
+        tokens: Any,
+        queries: ProjectedImage,
+        image: PromptedImage | None,
+        exists: Any,
+    ) -> tuple[Any, Any, Any]:
+        """What the image sees in the tokens, as weighted sums.
+
+        Returns:
+            Weights (N, P, m, L) and values (N, P, h, m / h, c) of the rows that are summed, before
+            the output projection; and what every image token sees alike (N, P, D).
+        """
+        key = _by_head(self.k_proj(placed), self.heads) * self.scale
+        value = _by_head(self.v_proj(tokens), self.heads)
+        offsets = queries.offsets(key, image)
+        if exists is not None:
+            offsets = offsets + ops.expand_dims(_hiding(exists, key.dtype), (2, 4))
+        scores = queries.scores(key, image) + offsets
+        # Not ops.softmax: it would copy the scores to bring the tokens to the last axis and back.
+        attention = ops.exp(scores - ops.max(scores, axis=3, keepdims=True))
+        attention = attention / ops.sum(attention, axis=3, keepdims=True)
+        images, sets, heads, count, width = ops.shape(value)
+        if isinstance(count, int) and count <= width:
+            # The weights of a head sum to one, so the first token needs no row.
+            first = value[:, :, :, :1]
+            weights, value, alike = attention[:, :, :, 1:], value[:, :, :, 1:] - first, first
+        else:  # fewer rows: a head's own channels, weighted by what it sees of the tokens
+            weights = ops.matmul(ops.swapaxes(value, 3, 4), attention)
+            alike = ops.zeros_like(value[:, :, :, :1])
+            value = ops.eye(width, dtype=value.dtype)
+            value = ops.broadcast_to(value, (images, sets, heads, width, width))
+        length, count = weights.shape[4], weights.shape[3]
+        weights = ops.reshape(weights, (images, sets, heads * count, length))
+        return weights, value, self.joined(alike)[:, :, 0]
+
+
+def _project_placed(
+    layer: layers.Dense, heads: int, shared: Any, positions: Any, is_first: bool
+) -> ProjectedImage:
+    """The projection of tokens and positions, in one where nothing scales the tokens yet."""
+    if is_first:
+        return ProjectedImage.of(layer, heads, shared + positions)
+    return ProjectedImage.of(layer, heads, shared, positions)
+
+
+class SharedNorm(NamedTuple):
+    """What an `ImageNorm` needs to know of the tokens that all prompt sets share."""
+
+    tokens: Any  # (N, S, L, D), centred
+    squares: Any  # (N, S, 1, L) their mean squares
+    directions: tuple[Any, ...]  # (N, S, h, c, L) their products with each attention's output
+
+    @classmethod
+    def of(cls, shared: Any, outputs: list[Any]) -> Self:
+        """From shared tokens (N, S, L, D) and output weights (h, c, D) of the attentions so far."""
+        tokens = _centred(shared)
+        images, sets, length, width = ops.shape(tokens)
+        scaled = ops.swapaxes(tokens / width, 2, 3)
+        directions = tuple(
+            ops.reshape(
+                ops.matmul(ops.reshape(output, (-1, width)), scaled),
+                (images, sets, *output.shape[:2], length),
+            )
+            for output in outputs
+        )
+        return cls(tokens, ops.mean(ops.square(tokens), axis=-1)[:, :, None], directions)
+
+    def products(self, rows: Any, values: tuple[Any, ...]) -> Any:
+        """Mean products (N, P, m, L) of the shared tokens with the rows.
+
+        Rows of attentions are their values times an output weight, of which the product with the
+        shared tokens is known. The others, one an attention, come first.
+        """
+        plain = rows[:, :, : len(values)] / rows.shape[-1]
+        parts = [ops.matmul(plain, ops.swapaxes(self.tokens, 2, 3))]
+        for value, direction in zip(values, self.directions, strict=True):
+            product = ops.matmul(value, direction)
+            images, sets, heads, count, length = ops.shape(product)
+            parts.append(ops.reshape(product, (images, sets, heads * count, length)))
+        return ops.concatenate(parts, axis=2)
+
+
+class ImageNorm(layers.LayerNormalization):
+    """Layer norm of image tokens that are never written out, see `PromptedImage`."""
+
+    def call(self, image: PromptedImage, shared: SharedNorm) -> PromptedImage:
+        """Tokens of mean 0 and variance 1 over the channels, then scaled and shifted.
+
+        The variance is a quadratic form in scale and weights.
+        """
+        rows = _centred(image.rows)
+        row_products = ops.matmul(rows / rows.shape[-1], ops.swapaxes(rows, 2, 3))  # (N, P, m, m)
+        products = ops.matmul(row_products, image.weights)
+        products = products + 2.0 * image.scale * shared.products(rows, image.values)
+        variance = ops.sum(image.weights * products, axis=2, keepdims=True)
+        variance = variance + ops.square(image.scale) * shared.squares
+        deviation = ops.rsqrt(ops.maximum(variance, 0.0) + self.epsilon)
+        gamma, beta = (ops.cast(weight, rows.dtype) for weight in (self.gamma, self.beta))
+        return image._replace(
+            scale=image.scale * deviation,
+            weights=image.weights * deviation,
+            rows=rows * gamma,
+            bias=beta,
+        )
+
+
+class SharedBlock(NamedTuple):
+    """What a `TwoWayBlock` needs to know of the tokens that all prompt sets share."""
+
+    keys_values: tuple[ProjectedImage, ProjectedImage]
+    queries: ProjectedImage
+    norm: SharedNorm
 
 
 class TwoWayBlock(layers.Layer):
@@ -607,14 +890,14 @@ class TwoWayBlock(layers.Layer):
         """The first block's tokens are their own positions: it does not add them again."""
         super().__init__()
         self.width = config.embed_dim
-        self.self_attn = DecoderAttention(config, downsampling=1)
-        self.norm1 = _norm(1e-5)
-        self.cross_attn_token_to_image = DecoderAttention(config)
-        self.norm2 = _norm(1e-5)
+        self.self_attn = SelfAttention(config, downsampling=1)
+        self.norm1 = Norm(1e-5)
+        self.cross_attn_token_to_image = TokenToImageAttention(config)
+        self.norm2 = Norm(1e-5)
         self.mlp = Perceptron(self.width, config.decoder_mlp_channels, ops.relu)
-        self.norm3 = _norm(1e-5)
-        self.norm4 = _norm(1e-5)
-        self.cross_attn_image_to_token = DecoderAttention(config)
+        self.norm3 = Norm(1e-5)
+        self.norm4 = ImageNorm(epsilon=1e-5)
+        self.cross_attn_image_to_token = ImageToTokenAttention(config)
         self.is_first = is_first
 
     def build(self, input_shape: Any = None) -> None:
@@ -627,24 +910,92 @@ class TwoWayBlock(layers.Layer):
         self.cross_attn_image_to_token.build()
         self.built = True
 
+    def share(
+        self, shared: Any, positions: Any, outputs: list[Any]
+    ) -> tuple[SharedBlock, Any, list[Any]]:
+        """The part of the block's work that no prompt changes.
+
+        Args:
+            shared: (N, S, L, D) image tokens.
+            positions: (L, D).
+            outputs: (h, c, D), output weights of the attentions of earlier blocks to the tokens.
+
+        Returns:
+            The work, and shared tokens and output weights for the next block.
+        """
+        outputs = [_centred(output) for output in (*outputs, self._output(shared.dtype))]
+        norm = SharedNorm.of(shared, outputs)
+        block = SharedBlock(
+            self.cross_attn_token_to_image.project(shared, positions, self.is_first),
+            self.cross_attn_image_to_token.project(shared, positions, self.is_first),
+            norm,
+        )
+        gamma = ops.cast(self.norm4.gamma, shared.dtype)
+        return block, norm.tokens * gamma, [output * gamma for output in outputs]
+
+    def _output(self, dtype: Any) -> Any:
+        """Output weights (h, c, D) of the image's attention to the tokens."""
+        attention = self.cross_attn_image_to_token
+        kernel = ops.cast(attention.out_proj.kernel, dtype)
+        return ops.reshape(kernel, (attention.heads, -1, self.width))
+
     def call(
-        self, tokens: Any, image: Any, token_positions: Any, image_positions: Any, exists: Any
-    ) -> tuple[Any, Any]:
-        """Refines the tokens (N, P, T, D) and the image (N, P or 1, L, D), now one a set."""
-        if self.is_first:
-            tokens = self.self_attn(tokens, tokens, tokens, exists)
-        else:
-            placed = tokens + token_positions
-            tokens = tokens + self.self_attn(placed, placed, tokens, exists)
-        tokens = self.norm1(tokens)
-        placed_image = image + image_positions
-        attended = self.cross_attn_token_to_image(tokens + token_positions, placed_image, image)
+        self,
+        tokens: Any,
+        image: PromptedImage | None,
+        token_positions: Any,
+        shared: SharedBlock,
+        exists: Any,
+    ) -> tuple[Any, PromptedImage]:
+        """Refines the tokens (N, P, T, D) and the image, which is None in the first block."""
+        placed = tokens if self.is_first else tokens + token_positions
+        attended = self.self_attn(placed, tokens, exists)
+        tokens = self.norm1(attended if self.is_first else tokens + attended)
+        attended = self.cross_attn_token_to_image(
+            tokens + token_positions, shared.keys_values, image
+        )
         tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        attended = self.cross_attn_image_to_token(
-            placed_image, tokens + token_positions, tokens, exists
+        image = self._attend_to_tokens(tokens, image, token_positions, shared.queries, exists)
+        return tokens, self.norm4(image, shared.norm)
+
+    def _attend_to_tokens(
+        self,
+        tokens: Any,
+        image: PromptedImage | None,
+        token_positions: Any,
+        queries: ProjectedImage,
+        exists: Any,
+    ) -> PromptedImage:
+        """The image with what it sees in the tokens added, and its bias as a row like others."""
+        weights, values, alike = self.cross_attn_image_to_token(
+            tokens + token_positions, tokens, queries, image, exists
         )
-        return tokens, self.norm4(image + attended)
+        rows = ops.matmul(values, self._output(values.dtype))  # (N, P, h, t, D)
+        images, sets, heads, count, width = ops.shape(rows)
+        rows = ops.reshape(rows, (images, sets, heads * count, width))
+        ones = ops.ones_like(weights[:, :, :1])
+        if image is None:
+            return PromptedImage(
+                ones,
+                ops.concatenate([ones, weights], axis=2),
+                ops.concatenate([alike[:, :, None], rows], axis=2),
+                ops.zeros_like(alike[0, 0]),
+                (values,),
+            )
+        return image._replace(
+            weights=ops.concatenate([ones, image.weights, weights], axis=2),
+            rows=ops.concatenate([(alike + image.bias)[:, :, None], image.rows, rows], axis=2),
+            values=(*image.values, values),
+        )
+
+
+class SharedImage(NamedTuple):
+    """The part of the decoder's work that no prompt changes."""
+
+    blocks: tuple[SharedBlock, ...]
+    last: tuple[ProjectedImage, ProjectedImage]
+    tokens: Any  # (N, S, L, D), the shared part of the image's last tokens
 
 
 class TwoWayTransformer(layers.Layer):
@@ -655,8 +1006,8 @@ class TwoWayTransformer(layers.Layer):
         super().__init__()
         self.width = config.embed_dim
         self.layers = [TwoWayBlock(config, i == 0) for i in range(config.decoder_nb_blocks)]
-        self.final_attn_token_to_image = DecoderAttention(config)
-        self.norm_final_attn = _norm(1e-5)
+        self.final_attn_token_to_image = TokenToImageAttention(config)
+        self.norm_final_attn = Norm(1e-5)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
@@ -666,21 +1017,32 @@ class TwoWayTransformer(layers.Layer):
         self.norm_final_attn.build((None, None, None, self.width))
         self.built = True
 
-    def call(self, tokens: Any, image: Any, image_positions: Any, exists: Any) -> tuple[Any, Any]:
-        """Tokens (N, P, T, D) and image (N, P, L, D) after all blocks.
+    def share(self, image: Any, positions: Any) -> SharedImage:
+        """Does the work that no prompt changes, for image tokens (N, S, L, D) and their positions.
+
+        S is 1 where all prompt sets share the image, P where masks tell their images apart.
+        """
+        blocks: list[SharedBlock] = []
+        outputs: list[Any] = []
+        for layer in self.layers:
+            block, image, outputs = layer.share(image, positions, outputs)
+            blocks.append(block)
+        last = self.final_attn_token_to_image.project(image, positions, is_first=False)
+        return SharedImage(tuple(blocks), last, image)
+
+    def call(self, tokens: Any, shared: SharedImage, exists: Any) -> tuple[Any, PromptedImage]:
+        """Tokens (N, P, T, D) and image after all blocks.
 
         Args:
             tokens: (N, P, T, D), output tokens and prompts.
-            image: (N, P or 1, L, D), one for all prompt sets where no mask tells them apart.
-            image_positions: (L, D) position encodings of the image.
+            shared: What `share` returns.
             exists: (N, P, T), False where a token is padding, or None.
         """
         positions = tokens
-        for layer in self.layers:
-            tokens, image = layer(tokens, image, positions, image_positions, exists)
-        attended = self.final_attn_token_to_image(
-            tokens + positions, image + image_positions, image
-        )
+        image: Any = None  # as no block has changed it
+        for layer, block in zip(self.layers, shared.blocks, strict=True):
+            tokens, image = layer(tokens, image, positions, block, exists)
+        attended = self.final_attn_token_to_image(tokens + positions, shared.last, image)
         return self.norm_final_attn(tokens + attended), image
 
 
@@ -706,29 +1068,49 @@ class LayeredPerceptron(layers.Layer):
         return self.layers[-1](x)
 
 
+class DecodedPrompts(NamedTuple):
+    """What is known of prompt sets before their masks are made."""
+
+    iou_scores: Any  # (N, P, 1 + K)
+    mask_tokens: Any  # (N, P, 1 + K, D)
+    image: PromptedImage
+
+    def take(self, indices: Any) -> Self:
+        """Some of the prompt sets, by their numbers (n,)."""
+
+        def some(tensor: Any) -> Any:
+            return ops.take(tensor, indices, axis=1)
+
+        scale, weights, rows, bias, _ = self.image
+        image = PromptedImage(some(scale), some(weights), some(rows), bias, ())
+        return self._replace(
+            iou_scores=some(self.iou_scores), mask_tokens=some(self.mask_tokens), image=image
+        )
+
+
 class MaskDecoder(layers.Layer):
     """Predicts masks, and the quality of each, from image and prompts."""
 
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Makes one output token for each mask and one for their quality."""
         super().__init__()
-        self.width, self.masks = config.embed_dim, config.nb_multimask_outputs + 1
+        self.width, self.masks_per_set = config.embed_dim, config.nb_multimask_outputs + 1
         width = self.width
         self.transformer = TwoWayTransformer(config)
         self.iou_token = Embedding(1, width)
-        self.mask_tokens = Embedding(self.masks, width)
+        self.mask_tokens = Embedding(self.masks_per_set, width)
         self.output_upscaling = [
-            _upscaling(width // 4),
-            _norm(),
+            Upscaling(width // 4),
+            Norm(),
             _gelu(),
-            _upscaling(width // 8),
+            Upscaling(width // 8),
             _gelu(),
         ]
         self.output_hypernetworks_mlps = [
-            LayeredPerceptron(width, width, width // 8, 3) for _ in range(self.masks)
+            LayeredPerceptron(width, width, width // 8, 3) for _ in range(self.masks_per_set)
         ]
         self.iou_prediction_head = LayeredPerceptron(
-            width, config.decoder_iou_hidden_dim, self.masks, config.decoder_iou_head_depth
+            width, config.decoder_iou_hidden_dim, self.masks_per_set, config.decoder_iou_head_depth
         )
 
     def build(self, input_shape: Any = None) -> None:
@@ -739,61 +1121,105 @@ class MaskDecoder(layers.Layer):
             perceptron.build()
         self.built = True
 
+    def share(self, image_embeddings: Any, image_positions: Any, dense_embeddings: Any) -> Any:
+        """The part of the work that no prompt but masks changes.
+
+        Args:
+            image_embeddings: (N, H'', W'', D).
+            image_positions: (H'', W'', D).
+            dense_embeddings: (N or 1, P or 1, H'' or 1, W'' or 1, D).
+        """
+        image = ops.expand_dims(image_embeddings, 1) + dense_embeddings
+        images, sets, height, width, depth = ops.shape(image)
+        image = ops.reshape(image, (images, sets, height * width, depth))
+        positions = ops.reshape(image_positions, (height * width, depth))
+        shared = self.transformer.share(image, ops.cast(positions, image.dtype))
+        kernel = self.output_upscaling[0].matrix(image.dtype)
+        return shared._replace(tokens=ops.matmul(shared.tokens, kernel))
+
+    def decode(self, shared: SharedImage, prompt_tokens: Any, exists: Any) -> DecodedPrompts:
+        """All that is known of the masks before they are made.
+
+        Args:
+            shared: What `share` returns.
+            prompt_tokens: (N, P, M, D) or None.
+            exists: (N, P, M), False where a prompt is padding, or None.
+        """
+        images, sets = ops.shape(shared.tokens)[:2]
+        outputs = ops.concatenate([self.iou_token.vectors, self.mask_tokens.vectors], axis=0)
+        if prompt_tokens is not None:
+            sets = ops.shape(prompt_tokens)[1]
+        tokens = ops.broadcast_to(outputs, (images, sets, *outputs.shape))
+        if prompt_tokens is not None:
+            tokens = ops.concatenate([tokens, prompt_tokens], axis=2)
+            always = ops.ones((images, sets, outputs.shape[0]), "bool")
+            exists = ops.concatenate([always, exists], axis=2)
+        tokens, image = self.transformer(tokens, shared, exists)
+        return DecodedPrompts(self.iou_prediction_head(tokens[:, :, 0]), tokens[:, :, 1:], image)
+
     def call(
         self,
-        image_embeddings: Any,
-        image_positions: Any,
+        shared: SharedImage,
         prompt_tokens: Any,
-        dense_embeddings: Any,
         exists: Any,
+        grid_hw: tuple[int, int],
         selection: slice,
     ) -> tuple[Any, Any]:
         """Predicts the selected masks of every prompt set.
 
         Args:
-            image_embeddings: (N, H'', W'', D).
-            image_positions: (H'', W'', D).
+            shared: What `share` returns.
             prompt_tokens: (N, P, M, D) or None.
-            dense_embeddings: (N or 1, P or 1, H'' or 1, W'' or 1, D).
             exists: (N, P, M), False where a prompt is padding, or None.
+            grid_hw: Size (H'', W'') of the image embeddings.
             selection: Which of the masks: 0 is the single one, the others are the multiple ones.
 
         Returns:
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
-        grid_h, grid_w = image_embeddings.shape[1:3]
-        image = ops.expand_dims(image_embeddings, 1) + dense_embeddings
-        images, sets = ops.shape(image)[0], ops.shape(image)[1]
-        image = ops.reshape(image, (images, sets, grid_h * grid_w, self.width))
-        tokens = ops.concatenate([self.iou_token.vectors, self.mask_tokens.vectors], axis=0)[
-            None, None
-        ]
-        if prompt_tokens is not None:
-            sets = ops.shape(prompt_tokens)[1]
-        tokens = ops.broadcast_to(tokens, (images, sets, self.masks + 1, self.width))
-        if prompt_tokens is not None:
-            tokens = ops.concatenate([tokens, prompt_tokens], axis=2)
-            outputs = ops.ones((images, sets, self.masks + 1), "bool")
-            exists = ops.concatenate([outputs, exists], axis=2)
-        positions = ops.reshape(image_positions, (grid_h * grid_w, self.width))
-        positions = ops.cast(positions, image.dtype)
-        tokens, image = self.transformer(tokens, image, positions, exists)
-        chosen = range(self.masks)[selection]
-        logits = self._masks(tokens[:, :, 1:], image, (grid_h, grid_w), chosen)
-        return logits, self.iou_prediction_head(tokens[:, :, 0])[..., selection]
+        decoded = self.decode(shared, prompt_tokens, exists)
+        logits = self.masks(decoded, shared, grid_hw, range(self.masks_per_set)[selection])
+        return logits, decoded.iou_scores[..., selection]
 
-    def _masks(self, mask_tokens: Any, image: Any, grid_hw: tuple[int, int], chosen: range) -> Any:
-        """Logits (N, P, K, H', W'): each mask's token weighs the upscaled image's channels."""
-        images, sets = ops.shape(image)[:2]
+    def masks(
+        self,
+        decoded: DecodedPrompts,
+        shared: SharedImage,
+        grid_hw: tuple[int, int],
+        chosen: Sequence[int],
+    ) -> Any:
+        """Logits (N, P, K, H', W') of the chosen masks.
+
+        Each mask's token weighs the channels of the upscaled image. A transposed convolution of
+        stride and kernel 2 is a matrix product that makes four positions of one. They stay in
+        that order until the masks, which are small, are sorted.
+        """
+        tokens = decoded.mask_tokens
         weights = ops.stack(
-            [self.output_hypernetworks_mlps[k](mask_tokens[:, :, k]) for k in chosen], axis=2
+            [self.output_hypernetworks_mlps[k](tokens[:, :, k]) for k in chosen], axis=2
         )  # (N, P, K, D / 8)
-        grid = ops.reshape(image, (images * sets, *grid_hw, self.width))
-        upscaled = _chain(self.output_upscaling, grid)
-        height, width, depth = upscaled.shape[1:]
-        upscaled = ops.reshape(upscaled, (images, sets, height * width, depth))
-        logits = ops.matmul(weights, ops.swapaxes(upscaled, 2, 3))
-        return ops.reshape(logits, (images, sets, len(chosen), height, width))
+        first, norm, activation, second, last_activation = self.output_upscaling
+        features = self._upscaled_once(decoded.image, shared.tokens, first)  # (N, P, L, D)
+        features = ops.reshape(features, (-1, first.filters))  # (N P 4 L, D / 4)
+        features = activation(norm(features))
+        kernel, bias = second.matrix(features.dtype), second.repeated_bias(features.dtype)
+        features = last_activation(ops.matmul(features, kernel) + bias)
+        images, sets, count, depth = ops.shape(weights)
+        height, width = grid_hw
+        features = ops.reshape(features, (images, sets, 16 * height * width, depth))
+        logits = ops.matmul(weights, ops.swapaxes(features, 2, 3))
+        logits = ops.reshape(logits, (images * sets * count, height, width, 2, 2, 2, 2))
+        # (N P K, H'', W'', Y, X, y, x) -> (N P K, H'', Y, y, W'', X, x)
+        logits = ops.transpose(logits, (0, 1, 3, 5, 2, 4, 6))
+        size = (MASK_UPSCALING * height, MASK_UPSCALING * width)
+        return ops.reshape(logits, (images, sets, count, *size))
+
+    def _upscaled_once(self, image: PromptedImage, shared: Any, first: Any) -> Any:
+        """The image after the first transposed convolution: (N, P, L, 4 D / 4)."""
+        kernel = first.matrix(shared.dtype)
+        bias = ops.matmul(image.bias[None], kernel)[0] + first.repeated_bias(shared.dtype)
+        features = ops.matmul(ops.swapaxes(image.weights, 2, 3), ops.matmul(image.rows, kernel))
+        return features + ops.swapaxes(image.scale, 2, 3) * shared + bias
 
 
 # -------------------------------------------------------------------------------------- model
@@ -976,20 +1402,81 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
             masks: (N, P or 1, M3, H', W') or None.
             selection: Which masks: 0 is the single one, the others the multiple ones.
         """
-        grid_h, grid_w = image_embeddings.shape[1:3]
-        patch = self.config.encoder_patch_size
-        tokens, dense, exists = self.prompt_encoder(
-            points, labels, boxes, masks, input_hw=(grid_h * patch, grid_w * patch)
+        shared = self.share(image_embeddings, masks)
+        return self.decode_shared(
+            shared, points, labels, boxes, tuple(image_embeddings.shape[1:3]), selection
         )
-        positions = self.prompt_encoder.pe_layer.of_grid(grid_h, grid_w)
-        return self.mask_decoder(
+
+    def share(self, image_embeddings: Any, masks: Any = None) -> SharedImage:
+        """The part of decoding that is the same for all prompts of an image but for masks.
+
+        Args:
+            image_embeddings: (N, H'', W'', D).
+            masks: (N, P or 1, M3, H', W') or None.
+        """
+        positions = self.prompt_encoder.pe_layer.of_grid(*image_embeddings.shape[1:3])
+        return self.mask_decoder.share(
             ops.cast(image_embeddings, self.compute_dtype),
             positions,
-            tokens,
-            dense,
-            exists,
-            selection=selection,
+            self.prompt_encoder.dense(masks),
         )
+
+    def decode_shared(
+        self,
+        shared: SharedImage,
+        points: Any,
+        labels: Any,
+        boxes: Any,
+        grid_hw: tuple[int, int],
+        selection: slice,
+    ) -> tuple[Any, Any]:
+        """As `decode`, for what `share` returned.
+
+        Args:
+            shared: The image, and the masks if there are any.
+            points: As in `decode`, and so labels and boxes.
+            labels: (N, P, M1), with points.
+            boxes: (N, P, M2, 4) or None.
+            grid_hw: Size (H'', W'') of the image embeddings.
+            selection: As in `decode`.
+        """
+        tokens, exists = self.prompt_encoder.tokens(points, labels, boxes, self._input_hw(grid_hw))
+        return self.mask_decoder(shared, tokens, exists, grid_hw=grid_hw, selection=selection)
+
+    def decode_above(
+        self,
+        shared: SharedImage,
+        points: Any,
+        labels: Any,
+        grid_hw: tuple[int, int],
+        iou_threshold: Any,
+    ) -> tuple[Any, Any, Any]:
+        """The multiple masks of those prompt sets of which any mask's quality suffices.
+
+        The quality is known before a mask is made, and the others never are.
+
+        Args:
+            shared: What `share` returned for one image.
+            points: (1, P, M1, 2).
+            labels: (1, P, M1).
+            grid_hw: Size (H'', W'') of the image embeddings.
+            iou_threshold: One quality has to be above it.
+
+        Returns:
+            Logits (1, n, K, H', W'), qualities (P, K) of all prompt sets, and which of them have
+            masks (n,).
+        """
+        tokens, exists = self.prompt_encoder.tokens(points, labels, None, self._input_hw(grid_hw))
+        decoded = self.mask_decoder.decode(shared, tokens, exists)
+        scores = ops.cast(decoded.iou_scores[0, :, 1:], "float32")
+        (chosen,) = ops.nonzero(ops.any(scores > iou_threshold, axis=-1))
+        multiple = range(1, self.config.nb_multimask_outputs + 1)
+        logits = self.mask_decoder.masks(decoded.take(chosen), shared, grid_hw, multiple)
+        return logits, scores, chosen
+
+    def _input_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
+        patch = self.config.encoder_patch_size
+        return grid_hw[0] * patch, grid_hw[1] * patch
 
     def _embeddings(self, inputs: dict[str, Any], training: bool) -> Any:
         given = [name for name in _IMAGE_NAMES if inputs.get(name) is not None]
@@ -1261,7 +1748,11 @@ def _read_prompts(inputs: dict[str, Any]) -> tuple[tuple[Any, Any, Any, Any], bo
         values = inputs.get(name if has_sets else plain)
         values = None if values is None else ops.convert_to_tensor(values)
         prompts.append(values if values is None or has_sets else values[:, None])
-    points, labels, boxes, masks = prompts
+    return _arrange_prompts(*prompts), has_sets
+
+
+def _arrange_prompts(points: Any, labels: Any, boxes: Any, masks: Any) -> tuple[Any, Any, Any, Any]:
+    """Prompts with every axis of the contract; one that is known to be empty becomes None."""
     if points is None and labels is not None:
         raise ValueError("labels need points: each label belongs to a point.")
     if points is not None and labels is None:
@@ -1270,4 +1761,8 @@ def _read_prompts(inputs: dict[str, Any]) -> tuple[tuple[Any, Any, Any, Any], bo
         boxes = boxes[:, :, None]
     if masks is not None and len(masks.shape) == 4:
         masks = masks[:, :, None]
-    return (points, labels, boxes, masks), has_sets
+    points, boxes, masks = (
+        None if prompt is None or 0 in prompt.shape[1:3] else prompt
+        for prompt in (points, boxes, masks)
+    )
+    return points, None if points is None else labels, boxes, masks

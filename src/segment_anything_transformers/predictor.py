@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .backends import backend_for
+from .backends import GoodMasks, backend_for
 from .image_arrays import read_image, to_numpy
 from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
-from .mask_ops import upscale_masks
+from .mask_upscaling import MaskUpscaler
 
 Preprocessing = Callable[[np.ndarray], np.ndarray]
 
@@ -39,15 +41,22 @@ class SAMPredictor:
             padded with zeros. Resizing and padding are not its task, because the prompts have to
             follow them. Or a `SegmentAnythingImageProcessor`, of which only the colours are used.
             By default the image processor that belongs to the model's configuration.
+        dtype: Precision to run a PyTorch model in: "bfloat16" and "float16" are faster where the
+            processor or the GPU computes in them, and masks differ at a few pixels of their edge.
+            A copy of the model is made then; a model loaded with `dtype=` needs none. By default
+            the model's own.
 
     Source: the class SAMPredictor of the specification.
     """
 
     def __init__(
-        self, model: Any, preprocessing: Preprocessing | SegmentAnythingImageProcessor | None = None
+        self,
+        model: Any,
+        preprocessing: Preprocessing | SegmentAnythingImageProcessor | None = None,
+        dtype: Any = None,
     ) -> None:
         """Wraps a model. No image is set yet."""
-        self.backend = backend_for(model)
+        self.backend = backend_for(model, dtype)
         self.config = self.backend.config
         chosen: Any = preprocessing or SegmentAnythingImageProcessor.from_config(self.config)
         # Not isinstance: a class that was loaded from the Hub is another class.
@@ -174,7 +183,7 @@ class SAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As a call, but without upscaling: the low-resolution logits and the scores alone.
 
-        Enough to choose among many masks before paying for their full size, see `upscale`.
+        Enough to choose among many masks before paying for their full size, see `mask_upscaler`.
 
         Returns:
             Logits (K, H', W') or (N, K, H', W'), scores (K,) or (N, K), float32.
@@ -195,16 +204,40 @@ class SAMPredictor:
         )
         return (mask_logits, scores) if prompts.is_batched else (mask_logits[0], scores[0])
 
-    def upscale(self, mask_logits: np.ndarray) -> np.ndarray:
-        """Low-resolution logits (n, H', W') brought to the original size, (n, H0, W0) float32.
+    def predict_above(self, points: np.ndarray, iou_threshold: float) -> GoodMasks:
+        """Of the multiple masks of each click, those of a predicted quality above a threshold.
 
-        The memory of the result runs down the columns, as `mask_ops.upscale_masks` leaves it.
+        As `predict_logits` of the points (N, M1, 2), all foreground, but the model need not make
+        the masks that nobody will see.
 
         Raises:
             RuntimeError: If no image is set.
         """
         resizer = self._require_image()
-        return upscale_masks(mask_logits, resizer.dst_size, resizer.rescaled_size, resizer.src_size)
+        labels = np.full(points.shape[:-1], FOREGROUND, np.int64)
+        points = resizer.scale_points(points)
+        return self.backend.decode_above(self._image_embeddings, points, labels, iou_threshold)
+
+    def upscale(self, mask_logits: np.ndarray) -> np.ndarray:
+        """Low-resolution logits (n, H', W') brought to the original size, (n, H0, W0) float32.
+
+        The memory of the result runs down the columns.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        return self.mask_upscaler().whole(mask_logits)
+
+    def mask_upscaler(self) -> MaskUpscaler:
+        """What brings low-resolution logits of the current image to its original size.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        resizer = self._require_image()
+        return MaskUpscaler(
+            self.config.mask_size(), resizer.dst_size, resizer.rescaled_size, resizer.src_size
+        )
 
     def preprocess_masks(self, mask: np.ndarray) -> np.ndarray:
         """Mask logits of the original image's size, resized and padded to be passed as `masks`.
@@ -233,15 +266,18 @@ class SAMPredictor:
         return self._resizer
 
     def _at_original_size(self, mask_logits: np.ndarray, return_logits: bool) -> np.ndarray:
-        """Masks or logits; of masks, the floats of no more than one prompt exist at a time."""
+        """Masks or logits; of masks, the floats of no more than one exist at a time."""
+        upscaler = self.mask_upscaler()
         shape = (*mask_logits.shape[:-2], *self.original_size)
-        results = np.empty(shape, np.float32 if return_logits else bool)
-        for index in np.ndindex(shape[:-3]):
-            full_logits = self.upscale(mask_logits[index])
-            results[index] = (
-                full_logits if return_logits else full_logits > self.config.mask_threshold
-            )
-        return results
+        if return_logits:
+            results = np.empty(shape, np.float32)
+            for index in np.ndindex(shape[:-3]):
+                results[index] = upscaler.whole(mask_logits[index])
+            return results
+        flat = mask_logits.reshape(-1, *mask_logits.shape[-2:])
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            masks = threads.map(lambda one: upscaler.mask(one, self.config.mask_threshold), flat)
+            return np.array([*masks], bool).reshape(shape)
 
 
 def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:

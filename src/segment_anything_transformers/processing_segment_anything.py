@@ -25,9 +25,10 @@ from .prompt_sets import (
     match_labels,
     read_prompt_sets,
 )
+from .remote_code import CarriesCode
 
 
-class SegmentAnythingProcessor(ProcessorMixin):
+class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
     """Scales images and brings their prompts along, in batches with unequal numbers of prompts.
 
     A prompt set is what describes one object: M1 points with labels, M2 boxes and M3 masks
@@ -44,6 +45,8 @@ class SegmentAnythingProcessor(ProcessorMixin):
     Args:
         image_processor: The image processor, which decides on all sizes.
     """
+
+    auto_names = ("AutoProcessor",)
 
     def __init__(self, image_processor: SegmentAnythingImageProcessor) -> None:
         """Keeps the image processor."""

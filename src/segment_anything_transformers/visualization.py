@@ -190,13 +190,18 @@ def draw_prompts(
         raise ValueError(f"Expected {len(points_xy)} labels, one a point, got {kinds.shape}.")
     for box in boxes_xyxy:
         _draw_box(picture, box)
-    radius = max(5, round(max(picture.size) / 60))
+    radius = marker_radius(picture)
     for point, kind in zip(points_xy, kinds, strict=True):
         if kind in (0, 1):
             marker = _marker(radius, bool(kind))
             left, top = (round(float(at)) - marker.width // 2 for at in point)
             picture.paste(marker, (left, top), marker)
     return picture
+
+
+def marker_radius(image: Image.Image) -> int:
+    """Radius in pixels of the discs that `draw_prompts` draws for points."""
+    return max(5, round(max(image.size) / 60))
 
 
 def _checked_rows(name: str, rows: Any, length: int) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Converts Segment Anything between this package and others: `python -m conversion --help`."""

@@ -1,0 +1,232 @@
+"""Other implementations of a model, each behind the same two functions."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segment_anything_transformers import SegmentAnythingModel
+from segment_anything_transformers.configuration_segment_anything import PADDING
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An implementation with a model's weights.
+
+    Attributes:
+        name: Its name and version.
+        encode: Embeddings (1, D, H'', W'') of an image (1, C, H, W).
+        decode: Logits (1, P, K, H', W') and scores (1, P, K), of embeddings and the prompts
+            `input_points`, `input_labels` and `input_boxes` of which some are given.
+    """
+
+    name: str
+    encode: Callable[[Tensor], Any]
+    decode: Callable[..., tuple[Any, Any]]
+
+
+def own_peer(folder: Path) -> Peer:
+    """This package's model, loaded from a folder."""
+    model = SegmentAnythingModel.from_pretrained(folder)
+
+    def decode(embeddings: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(image_embeddings=embeddings, **prompts)
+        return output.pred_masks, output.iou_scores
+
+    return Peer("segment-anything-transformers", model.get_image_embeddings, decode)
+
+
+def transformers_peer(source: str | Path) -> Peer:
+    """Transformers' SamModel, loaded from a folder or a repository."""
+    import transformers
+
+    model = transformers.SamModel.from_pretrained(source).float().eval()
+
+    def decode(embeddings: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(image_embeddings=embeddings, **prompts)
+        return output.pred_masks, output.iou_scores
+
+    name = f"transformers {transformers.__version__}, SamModel"
+    return Peer(name, model.get_image_embeddings, decode)
+
+
+def meta_peer(model: SegmentAnythingModel, path: Path | None = None) -> Peer | None:
+    """Meta's Sam with a model's weights, or those of a file; None where it cannot be imported."""
+    try:
+        modeling = importlib.import_module("segment_anything.modeling")
+    except ImportError:  # or torchvision, which its package wants
+        return None
+    sam = build_meta_sam(modeling, model)
+    if path is not None:
+        sam.load_state_dict(torch.load(path, weights_only=True))
+
+    def decode(
+        embeddings: Tensor,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        points = None
+        if input_points is not None and input_labels is not None:
+            points = (input_points[0], input_labels[0])
+        boxes = None if input_boxes is None else input_boxes[0]
+        tokens, dense = sam.prompt_encoder(points, boxes, None)
+        positions = sam.prompt_encoder.get_dense_pe()
+        logits, scores = sam.mask_decoder(embeddings, positions, tokens, dense, True)
+        return logits[None], scores[None]
+
+    return Peer(f"segment_anything {version('segment-anything')}", sam.image_encoder, decode)
+
+
+def build_meta_sam(modeling: ModuleType, model: SegmentAnythingModel) -> Any:
+    """Meta's Sam of the configuration and with the weights of a model.
+
+    Args:
+        modeling: Its module `segment_anything.modeling`.
+        model: The model.
+    """
+    config = model.config
+    sam = modeling.Sam(
+        modeling.ImageEncoderViT(
+            img_size=config.input_size[0],
+            patch_size=config.encoder_patch_size,
+            in_chans=config.in_channels,
+            embed_dim=config.encoder_embed_dim,
+            depth=config.encoder_nb_blocks,
+            num_heads=config.encoder_nb_heads,
+            mlp_ratio=config.encoder_mlp_ratio,
+            out_chans=config.embed_dim,
+            qkv_bias=config.encoder_qkv_bias,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=config.encoder_window_size,
+            global_attn_indexes=config.encoder_global_attn_indices,
+        ),
+        modeling.PromptEncoder(
+            config.embed_dim, config.grid_size(), config.input_size, config.prompt_mask_hidden_dim
+        ),
+        modeling.MaskDecoder(
+            transformer_dim=config.embed_dim,
+            transformer=modeling.TwoWayTransformer(
+                config.decoder_nb_blocks,
+                config.embed_dim,
+                config.decoder_nb_heads,
+                config.decoder_mlp_channels,
+            ),
+            num_multimask_outputs=config.nb_multimask_outputs,
+            iou_head_depth=config.decoder_iou_head_depth,
+            iou_head_hidden_dim=config.decoder_iou_hidden_dim,
+        ),
+    )
+    sam.load_state_dict(model.state_dict())
+    return sam.eval()
+
+
+def onnx_peer(folder: Path) -> Peer:
+    """ONNX Runtime with the two files that `export_onnx` writes."""
+    import onnxruntime
+
+    sessions = {
+        name: onnxruntime.InferenceSession(folder / "onnx" / f"{name}.onnx")
+        for name in ("vision_encoder", "prompt_encoder_mask_decoder")
+    }
+
+    def encode(pixels: Tensor) -> Any:
+        return sessions["vision_encoder"].run(None, {"pixel_values": pixels.numpy()})[0]
+
+    def decode(
+        embeddings: Tensor,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        points, labels = [], []
+        if input_points is not None and input_labels is not None:
+            points, labels = [input_points], [input_labels]
+        if input_boxes is not None:
+            points.append(input_boxes.unflatten(-1, (2, 2)))
+            labels.append(torch.tensor([2, 3]).expand(*input_boxes.shape[:2], 2))
+        inputs = {
+            "image_embeddings": embeddings.numpy(),
+            "image_positional_embeddings": embeddings.numpy(),  # not looked at
+            "input_points": torch.cat(points, dim=2).numpy(),
+            "input_labels": torch.cat(labels, dim=2).numpy(),
+        }
+        scores, logits = sessions["prompt_encoder_mask_decoder"].run(None, inputs)
+        return logits, scores
+
+    return Peer(f"ONNX Runtime {onnxruntime.__version__}", encode, decode)
+
+
+def saved_model_peer(folder: Path, model: SegmentAnythingModel) -> Peer:
+    """TensorFlow with a SavedModel."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(folder))  # kept: its functions do not keep it
+    name = f"TensorFlow {tf.__version__}, SavedModel"
+
+    def run(endpoint: str, **arrays: np.ndarray) -> dict[str, Any]:
+        constants = {name: tf.constant(array) for name, array in arrays.items()}
+        return loaded.signatures[endpoint](**constants)
+
+    return _keras_peer(name, run, model)
+
+
+def tflite_peer(folder: Path, model: SegmentAnythingModel) -> Peer:
+    """TensorFlow's interpreter with the two TFLite files."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tensorflow.lite import Interpreter
+    files = {"encode_images": "image_encoder.tflite", "decode_masks": "mask_decoder.tflite"}
+    interpreters = {endpoint: Interpreter(str(folder / file)) for endpoint, file in files.items()}
+
+    def run(endpoint: str, **arrays: np.ndarray) -> dict[str, Any]:
+        return interpreters[endpoint].get_signature_runner(endpoint)(**arrays)
+
+    return _keras_peer("TFLite", run, model)
+
+
+def _keras_peer(name: str, run: Callable[..., dict[str, Any]], model: SegmentAnythingModel) -> Peer:
+    """An export of the Keras model, which is channels last and takes every kind of prompt."""
+    mask_size = model.config.mask_size()
+
+    def encode(pixels: Tensor) -> Any:
+        images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+        embeddings = np.asarray(run("encode_images", images=images)["image_embeddings"])
+        return np.moveaxis(embeddings, -1, 1)
+
+    def decode(
+        embeddings: Tensor,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        given = input_boxes if input_points is None else input_points
+        assert given is not None
+        sets = given.shape[:2]
+        if input_points is None or input_labels is None:
+            input_points = torch.full((*sets, 1, 2), float(PADDING))
+            input_labels = torch.full((*sets, 1), PADDING)
+        if input_boxes is None:
+            input_boxes = torch.full((*sets, 4), float(PADDING))
+        made = run(
+            "decode_masks",
+            image_embeddings=np.ascontiguousarray(embeddings.permute(0, 2, 3, 1).numpy()),
+            points=input_points.numpy(),
+            labels=input_labels.int().numpy(),
+            boxes=input_boxes[:, :, None].numpy(),
+            masks=np.full((*sets, 1, *mask_size), np.nan, np.float32),
+        )
+        logits, scores = np.asarray(made["mask_logits"]), np.asarray(made["iou_scores"])
+        return logits[:, :, 1:], scores[:, :, 1:]  # the single mask comes first
+
+    return Peer(name, encode, decode)

@@ -1,0 +1,126 @@
+"""The ONNX export run by transformers.js in Node, as a web page runs it, against PyTorch."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from segment_anything_transformers import SAMPredictor, SegmentAnythingModel, export_onnx
+from segment_anything_transformers.cli import DEMO_IMAGE
+from tests.environments import SOURCE
+from tests.made_once import made_once
+
+pytestmark = [pytest.mark.onnx, pytest.mark.node, pytest.mark.slow]
+HERE = Path(__file__).parent
+README = HERE.parents[1] / "conversion" / "README.md"
+PHOTO = SOURCE / "segment_anything_transformers" / "demo" / DEMO_IMAGE
+BOX = [[180, 20], [420, 240]]
+PROMPTS = {
+    "a point": {"points": [[[300, 180]]], "labels": [[1]]},
+    "points": {"points": [[[300, 180], [420, 300]]], "labels": [[1, 0]]},
+    "a box": {"points": [BOX], "labels": [[2, 3]]},
+    "a box and a point": {"points": [[*BOX, [300, 180]]], "labels": [[2, 3, 1]]},
+    "prompt sets": {"points": [[[300, 180]], [[100, 80]], [[500, 350]]], "labels": [[1], [1], [1]]},
+}
+
+
+@pytest.fixture(scope="module")
+def node_modules():
+    """What `package-lock.json` says, installed when it is missing or out of date."""
+    lock = (HERE / "package-lock.json").read_bytes()
+    installed = HERE / "node_modules" / ".installed"
+    with FileLock(HERE / ".install.lock"):
+        if not installed.exists() or installed.read_bytes() != lock:
+            # Without scripts: that of onnxruntime-node would download files for CUDA.
+            run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+            installed.write_bytes(lock)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SegmentAnythingModel.from_pretrained("sam_vit_t")
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    return made_once(tmp_path_factory, "onnx_vit_t", lambda folder: export_onnx(model, folder))
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def masks_of(picture, folder, output):
+    """Masks and scores of transformers.js for each of the prompts, and the names of its classes."""
+    prompts = json.dumps(list(PROMPTS.values()))
+    said = run("node", "segment.mjs", str(folder), str(picture), prompts, str(output))
+    assert "WARNING" not in said
+    answer = json.loads(output.with_suffix(".json").read_text())
+    pixels = np.fromfile(output.with_suffix(".bin"), np.uint8)
+    sizes = [np.prod(result["dims"]) for result in answer["results"]]
+    masks = np.split(pixels, np.cumsum(sizes)[:-1])
+    return answer["names"], {
+        name: (mask.reshape(result["dims"]).astype(bool), result["scores"])
+        for name, mask, result in zip(PROMPTS, masks, answer["results"], strict=True)
+    }
+
+
+def expected_masks(predictor, points, labels):
+    """The same prompts as our predictor takes them: boxes are boxes there."""
+    points, labels = np.array(points, np.float32), np.array(labels)
+    if labels[0, 0] != 2:
+        return predictor(points=points, labels=labels)
+    boxes = points[:, :2].reshape(1, 1, 4)
+    if labels.shape[1] == 2:
+        return predictor(boxes=boxes)
+    return predictor(points=points[:, 2:], labels=labels[:, 2:], boxes=boxes)
+
+
+@pytest.mark.parametrize(("longest", "agreement"), [(600, 0.999), (512, 0.9999)])
+def test_masks_agree_with_pytorch(node_modules, model, exported, tmp_path, longest, agreement):
+    """The photo as it is, and as large as the model input: that is not resampled, which
+    transformers.js does a little differently."""
+    photo = Image.open(PHOTO)
+    picture = tmp_path / "photo.png"
+    photo.resize((longest, longest * photo.height // photo.width)).save(picture)
+    predictor = SAMPredictor(model)
+    predictor.set_image(Image.open(picture))
+    names, results = masks_of(picture, exported, tmp_path / "made")
+    assert names == ["SamModel", "SamProcessor"]
+    for name, prompt in PROMPTS.items():
+        masks, scores, _ = expected_masks(predictor, **prompt)
+        made, made_scores = results[name]
+        assert made.shape == masks.shape
+        assert 0.001 < masks.mean() < 0.5  # neither nothing nor everything
+        agreeing = (made == masks).mean(axis=(-2, -1))
+        assert agreeing.min() >= agreement, (name, agreeing)
+        np.testing.assert_allclose(np.reshape(made_scores, scores.shape), scores, atol=2e-3)
+
+
+def test_the_code_in_the_readme_runs(node_modules, model, exported, tmp_path):
+    """As on a page, but for where the model and the picture are."""
+    [code] = re.findall(r"```js\n(.*?)```", README.read_text(), re.DOTALL)
+    shutil.copytree(exported, tmp_path / "for-the-web")
+    shutil.copy(PHOTO, tmp_path / "photo.jpg")
+    start = f"""
+import {{ env }} from "@huggingface/transformers";
+import {{ writeFileSync }} from "node:fs";
+env.allowRemoteModels = false;
+env.localModelPath = {json.dumps(str(tmp_path))};
+"""
+    end = f"writeFileSync({json.dumps(str(tmp_path / 'mask.bin'))}, masks[0].data);"
+    code = code.replace('"photo.jpg"', json.dumps(str(tmp_path / "photo.jpg")))
+    run("node", "--input-type=module", "--eval", start + code + end)
+    predictor = SAMPredictor(model)
+    predictor.set_image(Image.open(PHOTO))
+    masks, _, _ = predictor(points=np.array([[300, 180]]), boxes=np.array([np.ravel(BOX)]))
+    made = np.fromfile(tmp_path / "mask.bin", np.uint8).reshape(masks.shape)
+    assert (made == masks).mean(axis=(-2, -1)).min() >= 0.999

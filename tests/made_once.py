@@ -1,0 +1,26 @@
+"""What takes long to make is made by one of pytest's processes, for all of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of this run that `make` fills when it is first asked for.
+
+    Args:
+        factory: Pytest's fixture `tmp_path_factory`.
+        name: Name of the folder.
+        make: Makes the folder, whose path it is given.
+    """
+    base = factory.getbasetemp()
+    if base.name.startswith("popen-"):  # a process of pytest-xdist has a folder in that of the run
+        base = base.parent
+    folder = base / name
+    with FileLock(base / f"{name}.lock"):
+        if not (base / f"{name}.made").exists():
+            make(folder)
+            (base / f"{name}.made").touch()
+    return folder

@@ -1,0 +1,132 @@
+"""The decoder, which never writes the image out, against the plain form that does."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from segment_anything_transformers.configuration_segment_anything import (
+    SegmentAnythingModelConfig,
+)
+from tests import plain
+from tests.fake_backend import small_config
+from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-6}
+
+
+def embeddings_of(model):
+    with torch.no_grad():
+        return model.get_image_embeddings(random_images(model.config))
+
+
+def compare(model, embeddings, prompts, **tolerance):
+    logits, scores = model.decode(embeddings, **prompts)
+    plain_logits, plain_scores = plain.decode(model, embeddings, **prompts)
+    assert_close(logits, plain_logits, **(tolerance or TOLERANCE))
+    assert_close(scores, plain_scores, **(tolerance or TOLERANCE))
+
+
+@pytest.mark.parametrize("count", [1, 3, 30], ids="{} points".format)
+@pytest.mark.parametrize("others", [(), ("input_boxes",), ("input_masks",)])
+@torch.no_grad()
+def test_decoder_equals_its_plain_form(count, others):
+    """With 30 points there are fewer channels than tokens, so other rows are summed."""
+    model = random_model(small_config())
+    prompts = random_prompts(model.config)
+    given = {"input_points": torch.rand(IMAGES, SETS, count, 2) * 60}
+    compare(model, embeddings_of(model), given | {name: prompts[name] for name in others})
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+@torch.no_grad()
+def test_any_number_of_blocks(blocks):
+    model = random_model(small_config(decoder_nb_blocks=blocks))
+    compare(
+        model, embeddings_of(model), {"input_boxes": random_prompts(model.config)["input_boxes"]}
+    )
+
+
+@torch.no_grad()
+def test_a_mask_of_the_image_is_shared():
+    model = random_model(small_config())
+    prompts = random_prompts(model.config)
+    shared = {
+        "input_masks": prompts["input_masks"][:, :1, 0],
+        "input_points": prompts["input_points"],
+    }
+    each = shared | {"input_masks": prompts["input_masks"][:, :1, :1].expand(-1, SETS, -1, -1, -1)}
+    embeddings = embeddings_of(model)
+    logits, scores = model.decode(embeddings, **shared)
+    plain_logits, plain_scores = plain.decode(model, embeddings, **each)
+    assert_close(logits, plain_logits, **TOLERANCE)
+    assert_close(scores, plain_scores, **TOLERANCE)
+
+
+def test_gradients_equal_those_of_the_plain_form():
+    model = random_model(small_config()).train()
+    embeddings = embeddings_of(model)
+    prompts = random_prompts(model.config)
+    given = {name: prompts[name] for name in ("input_points", "input_boxes")}
+    gradients = []
+    for decode in (model.decode, lambda *args, **kwargs: plain.decode(model, *args, **kwargs)):
+        logits, scores = decode(embeddings, **given)
+        model.zero_grad()
+        (logits.square().mean() + scores.square().mean()).backward()
+        gradients.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
+    ours, expected = gradients
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("prompts_per_group", [1, 2, 100])
+@pytest.mark.parametrize("names", [("input_points",), ("input_points", "input_masks")])
+@torch.no_grad()
+def test_groups_make_no_difference(prompts_per_group, names):
+    model = random_model(small_config())
+    prompts = random_prompts(model.config)
+    given = {name: prompts[name] for name in names}
+    embeddings = embeddings_of(model)
+    expected = model.decode(embeddings, **given)
+    model.mask_decoder.prompts_per_group = prompts_per_group
+    for output, whole in zip(model.decode(embeddings, **given), expected, strict=True):
+        assert_close(output, whole, **TOLERANCE)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size_decoder_equals_its_plain_form():
+    config = SegmentAnythingModelConfig(encoder_nb_blocks=1, encoder_global_attn_indices=())
+    model = random_model(config)
+    embeddings = torch.randn(1, 256, 64, 64)
+    given = {"input_points": torch.rand(1, 4, 1, 2) * 1024}
+    compare(model, embeddings, given, rtol=0.0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_remembered_of_an_image_follows_image_and_weights():
+    model = random_model(small_config())
+    embeddings = embeddings_of(model)[:1].clone()
+    given = {"input_points": torch.rand(1, SETS, 2, 2) * 60}
+
+    def is_as_plain():
+        compare(model, embeddings, given)
+        return True
+
+    assert is_as_plain()
+    calls, share = [], model.mask_decoder.transformer.share
+    model.mask_decoder.transformer.share = lambda *args: calls.append(1) or share(*args)
+    assert is_as_plain()
+    assert is_as_plain()
+    assert calls == []
+    embeddings += 0.5
+    assert is_as_plain()
+    model.mask_decoder.transformer.layers[0].norm4.weight.mul_(1.5)
+    assert is_as_plain()
+    model.prompt_encoder.no_mask_embed.weight.add_(1.0)
+    assert is_as_plain()
+    model.load_state_dict(random_model(small_config(), seed=5).state_dict())
+    assert is_as_plain()
+    assert len(calls) == 4

@@ -1,0 +1,91 @@
+"""The page of the demo without a browser; tests/browser clicks in it."""
+
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+
+import gradio
+import pytest
+from PIL import Image
+
+from segment_anything_transformers import demo_app
+from segment_anything_transformers.cli import main
+from tests.environments import SOURCE
+from tests.fake_backend import small_config
+from tests.tiny import random_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(small_config())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        partial(demo_app._do, demo_app._Visit.undo),
+        partial(demo_app._everything, points_per_side=1, pred_iou_thresh=0, stability=0),
+        partial(demo_app._open, path="photo.jpg"),
+    ],
+)
+def test_a_visit_that_was_forgotten_is_begun_anew(act):
+    with pytest.raises(gradio.Error, match="left alone for too long"):
+        act(None)
+
+
+def test_files_of_earlier_masks_are_removed(model):
+    visit = demo_app._Visit(model, Image.new("RGB", (60, 40)))
+    assert visit.files() == [None, None, None]
+    folders = []
+    for x in (10, 50):
+        visit.click(x, 20)
+        assert [path.rsplit("/", 1)[1] for path in visit.files()] == [
+            "mask.png",
+            "cut_out.png",
+            "masks.zip",
+        ]
+        folders.append(visit.folder)
+    assert not folders[0].exists()
+    assert folders[1].exists()
+    demo_app._leave(visit)
+    demo_app._leave(None)
+    assert not folders[1].exists()
+
+
+def test_small_pictures_are_enlarged_and_large_ones_are_not(model):
+    visit = demo_app._Visit(model, Image.new("RGB", (60, 40)))
+    assert visit.enlarged_picture().size == (900, 600)
+    visit.open(Image.new("RGB", (1000, 40)))
+    assert visit.enlarged_picture().size == (1000, 40)
+
+
+def test_a_port_that_is_taken_is_named_in_one_line(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    code = "import sys; from segment_anything_transformers.cli import main; sys.exit(main())"
+    arguments = ["demo", "--serve", "--model", str(tmp_path), "--port"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments, port],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("segment-anything: ")
+    assert port in done.stderr.splitlines()[-1]
+
+
+def test_points_are_not_given_to_the_page(capsys):
+    assert main(["demo", "--serve", "--point", "1,2"]) == 2
+    assert "points are clicked on the page" in capsys.readouterr().err
+
+
+def test_the_command_says_that_gradio_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("segment_anything_transformers.cli.find_spec", lambda name: None)
+    assert main(["demo", "--serve"]) == 2
+    assert "pip install 'segment-anything-transformers[demo]'" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""The site: it builds without a warning, and what its pages show works."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import segment_anything_transformers
+from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
+from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli_arguments import build_parser
+from tests.markdown import code_blocks
+from tests.parity.peers import huggingface_model
+from tests.test_readme import DEMO_IMAGE
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+WITH_CODE = [name for name, text in PAGES.items() if "```python" in text]
+COMMANDS = {
+    (name, line)
+    for name, text in PAGES.items()
+    for line in "".join(code_blocks(text, "console")).splitlines()
+}
+OTHER_PROGRAMS = ("pip install", "make", "hf upload", "python -m hub_cards")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """The pictures that the pages speak of, in the folder that their code is run in."""
+    monkeypatch.chdir(tmp_path)
+    photo = Image.open(DEMO_IMAGE)
+    photo.save("photo.jpg")
+    photo.resize((200, 300)).save("other.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def metas_file(photos):
+    """A checkpoint as Meta's files are, by the name of one, of the small model."""
+    model = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    torch.save(model.state_dict(), "sam_vit_b_01ec64.pth")
+
+
+@pytest.fixture
+def huggingfaces_folder(tmp_path):
+    """What `facebook/sam-vit-base` holds, of the small model."""
+    model = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    height, width = model.config.input_size
+    folder = tmp_path / "huggingface"
+    huggingface_model(model).save_pretrained(folder)
+    preprocessing = {
+        "image_processor_type": "SamImageProcessor",
+        "processor_class": "SamProcessor",
+        "size": {"longest_edge": height},
+        "pad_size": {"height": height, "width": width},
+        "image_mean": model.config.mean,
+        "image_std": model.config.std,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return folder
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, request):
+    text = PAGES[name]
+    if ".pth" in text:
+        request.getfixturevalue("metas_file")
+    if 'from_pretrained("facebook/sam-vit-base")' in text:
+        folder = request.getfixturevalue("huggingfaces_folder")
+        text = text.replace("facebook/sam-vit-base", str(folder))
+    names = {}
+    for block in code_blocks(text, "python"):
+        exec(compile(block, name, "exec"), names)
+    written = set(re.findall(r'save\("([\w.]+\.png)"\)', text))
+    assert {path.name for path in photos.glob("*.png")} >= written
+
+
+def runnable(command):
+    """Whether the command of a page ends by itself, and needs no other model."""
+    return "--serve" not in command and "--model" not in command
+
+
+def test_every_command_is_one():
+    assert len(COMMANDS) >= 10
+    for page, command in COMMANDS:
+        if command.startswith("segment-anything"):
+            assert build_parser().parse_args(shlex.split(command)[1:]).command in command
+        else:
+            assert command.startswith(OTHER_PROGRAMS), (page, command)
+
+
+def test_the_commands_of_the_pages_run(photos):
+    commands = sorted(c for _, c in COMMANDS if c.startswith("segment-anything") and runnable(c))
+    assert len(commands) >= 7
+    main(["predict", "photo.jpg", "--point", "90,60", "--quiet"])  # leaves the mask that one reads
+    for command in commands:
+        assert main([*shlex.split(command)[1:], "--quiet"]) == 0, command
+
+
+def test_the_repository_of_an_endpoint_is_made_as_shown(photos):
+    [command] = [c for _, c in COMMANDS if c.startswith("python -m hub_cards.build")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
+    words = shlex.split(command)[1:]
+    subprocess.run([sys.executable, *words], check=True, env=environment)
+    made = {path.name for path in (photos / "my-endpoint").iterdir()}
+    assert made >= {"handler.py", "requirements.txt", "README.md", "model.safetensors"}
+
+
+def test_pages_show_no_picture_that_no_script_makes():
+    shown = {
+        Path(p).name for text in PAGES.values() for p in re.findall(r"!\[.*?\]\((.+?)\)", text)
+    }
+    scripts = "".join(path.read_text() for path in DOCS.glob("make_*.py"))
+    for name in shown:
+        assert f'"{Path(name).stem}"' in scripts or f'"{name}"' in scripts
+        assert (DOCS / "images" / name).exists()
+
+
+def test_the_shape_legend_is_true():
+    for row in re.findall(r"^\| \(H.*", PAGES["shapes.md"], re.MULTILINE):
+        letters, _, *sizes = (cell.strip() for cell in row.strip("| ").split("|"))
+        method = {"(H, W)": "input_size", "(H'', W'')": "grid_size", "(H', W')": "mask_size"}.get(
+            letters
+        )
+        for preset, size in zip(("sam_vit_b", "sam_vit_t"), sizes, strict=True):
+            config = SegmentAnythingModelConfig.from_preset(preset)
+            value = getattr(config, method) if method else "any"
+            assert size == str(value() if callable(value) else value), (letters, preset)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING -" not in done.stderr
+    pages = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("index.html")}
+    for name in PAGES:
+        stem = name.removesuffix(".md")
+        assert ("index.html" if stem == "index" else f"{stem}/index.html") in pages
+    reference = (tmp_path / "reference" / "index.html").read_text()
+    for name in segment_anything_transformers.__all__:
+        assert f'id="segment_anything_transformers.{name}"' in reference, name
+    from_elsewhere = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://(?!example)')
+    for page in tmp_path.rglob("*.html"):
+        assert not from_elsewhere.search(page.read_text()), page

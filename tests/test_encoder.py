@@ -1,0 +1,48 @@
+"""The encoder, which works in pieces that fit the cache, against the plain form."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from segment_anything_transformers import modeling_segment_anything as modeling
+from tests import plain
+from tests.fake_backend import small_config
+from tests.tiny import random_images, random_model
+
+TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("scores_at_once", [1, 50, 700, 10_000, 1 << 21])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementation):
+    monkeypatch.setattr(modeling, "_SCORES_AT_ONCE", {True: scores_at_once})
+    monkeypatch.setattr(modeling, "_ROWS_AT_ONCE", 5)
+    model = random_model(small_config())
+    model.set_attn_implementation(implementation)
+    pixels = random_images(model.config)
+    assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
+
+
+def test_gradients_equal_those_of_the_plain_form():
+    model = random_model(small_config())
+    pixels = random_images(model.config)
+    gradients = []
+    for encode in (model.get_image_embeddings, lambda images: plain.encode(model, images)):
+        model.zero_grad()
+        encode(pixels).square().mean().backward()
+        gradients.append(
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        )
+    ours, expected = gradients
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_training_mode_works_on_whole_tensors_with_the_same_result():
+    model = random_model(small_config())
+    pixels = random_images(model.config)
+    expected = model.get_image_embeddings(pixels)
+    assert_close(model.train().get_image_embeddings(pixels), expected, **TOLERANCE)
