@@ -283,7 +283,7 @@ def finetune(
     "decoder", the `embeddings` of the images, so that the encoder runs once for each.
 
     Args:
-        model: The model, or what `from_pretrained` takes.
+        model: The model, which changes as it learns, or what `from_pretrained` takes.
         data: Samples, or what `load_samples` takes.
         output: Folder.
         eval_data: Held-out samples, measured before, on the way and at the end.
