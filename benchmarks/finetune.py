@@ -4,9 +4,9 @@
     python benchmarks/finetune.py --minutes 1     # a try
 
 Cells are drawn: membranes and nuclei of irregular outline, crowded, out of focus, stained, with
-noise. The mask decoder of `sam_vit_t` learns from 64 pictures on embeddings that are kept; 24 others
-are measured before and after. Writes the figures, the loss curve and the worst objects before and
-after; with --docs the pictures go where the documentation shows them.
+noise. The mask decoder of `sam_vit_t` learns from 64 pictures on embeddings that are kept; 24
+others are measured before and after. Writes the figures, the loss curve and the worst objects
+before and after; with --docs the pictures go where the documentation shows them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
 from segment_anything_transformers.annotations import folder_samples
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
-from segment_anything_transformers.finetuning import SegmentAnythingTrainer, finetune
+from segment_anything_transformers.finetuning import finetune
 
 SIDE = 384
 CLICKS = [1, 3]
@@ -142,12 +142,6 @@ def main():
     model = SegmentAnythingModel.from_pretrained(options.model)
     before = evaluate(model, held_out, CLICKS)
     start = time.monotonic()
-    add = SegmentAnythingTrainer.__init__
-
-    def with_limit(self, *args, **kwargs):
-        add(self, *args, callbacks=[StopAfter(60 * options.minutes)], **kwargs)
-
-    SegmentAnythingTrainer.__init__ = with_limit
     result = finetune(
         model,
         folder_samples(train),
@@ -158,6 +152,7 @@ def main():
         objects_per_image=6,
         save_strategy="no",
         learning_rate=5e-4,
+        callbacks=[StopAfter(60 * options.minutes)],
     )
     seconds = time.monotonic() - start
     after = evaluate(result.model, held_out, CLICKS)

@@ -8,6 +8,7 @@ Take this where you need a Trainer of your own: callbacks, another optimizer, lo
 """
 
 import argparse
+from typing import Any
 
 from segment_anything_transformers import (
     SegmentAnythingModel,
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args(arguments)
 
-    model = SegmentAnythingModel.from_pretrained(options.model)
+    model: Any = SegmentAnythingModel.from_pretrained(options.model)
     processor = SegmentAnythingProcessor.from_pretrained(options.model)
     learner = prepare_model(model, options.mode)
     train_data = ObjectsDataset(load_samples(options.data), objects_per_image=8, faults="skip")

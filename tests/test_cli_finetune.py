@@ -62,6 +62,7 @@ def test_faulty_images_are_named(run, tmp_path):
         ("finetune nowhere --output tuned", "nowhere"),
         ("finetune data --eval-data nowhere --output tuned", "nowhere"),
         ("finetune data --output tuned --framework tf", "Keras models learn with their fit"),
+        ("finetune data --output tuned --dtype bfloat16", "--bf16 computes in bfloat16"),
     ],
 )
 def test_mistakes_get_one_line(run, line, message):

@@ -9,7 +9,7 @@ from segment_anything_transformers.evaluation_report import draw_worst, quality_
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
 from segment_anything_transformers.predictor import SAMPredictor
 from segment_anything_transformers.samples import AnnotationError, Sample, Samples
-from tests.fake_backend import small_config
+from tests.fake_backend import FakeBackend, small_config
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
@@ -17,7 +17,7 @@ SIZE_HW = (64, 64)  # that of the model's input, so that its pixels are the imag
 LOGIT = 10.0
 
 
-class Scripted:
+class Scripted(FakeBackend):
     """Answers with given masks (calls, P, K, 32, 32), and remembers what it was asked."""
 
     name = "scripted"

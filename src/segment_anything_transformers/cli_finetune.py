@@ -97,6 +97,8 @@ def run_finetune(args: argparse.Namespace) -> int:
     """
     if args.framework == "tf":
         raise UsageError("finetune trains in PyTorch; Keras models learn with their fit")
+    if args.dtype != "float32":
+        raise UsageError("finetune learns in float32; --bf16 computes in bfloat16")
     samples = read_samples(args)
     held_out = None
     if args.eval_data:

@@ -16,6 +16,7 @@ from transformers import (
     EvalPrediction,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -271,6 +272,7 @@ def finetune(
     resume: bool = False,
     lora_rank: int = 8,
     processor: SegmentAnythingProcessor | None = None,
+    callbacks: list[TrainerCallback] | None = None,
     progress: Callable[[Any], Any] = iter,
     **arguments: Any,
 ) -> Finetuned:
@@ -281,7 +283,7 @@ def finetune(
     "decoder", the `embeddings` of the images, so that the encoder runs once for each.
 
     Args:
-        model: The model, or what `from_pretrained` takes.
+        model: The model, which changes as it learns, or what `from_pretrained` takes.
         data: Samples, or what `load_samples` takes.
         output: Folder.
         eval_data: Held-out samples, measured before, on the way and at the end.
@@ -295,6 +297,7 @@ def finetune(
             a run that was not cut off.
         lora_rank: Rank of the adapters of mode "lora".
         processor: By default that of the model's configuration.
+        callbacks: Of the Trainer.
         progress: Passes indices on while images are read and encoded, such as `tqdm`.
         arguments: Of `TrainingArguments`: `per_device_train_batch_size`, `bf16`, `seed`,
             `gradient_accumulation_steps`, `activation_checkpointing` and so on.
@@ -330,7 +333,7 @@ def finetune(
         for dataset in datasets:
             with args.main_process_first(desc="encoding images"):
                 keep_embeddings(dataset, loaded, processor, output / "embeddings", progress)
-    trainer = SegmentAnythingTrainer(learner, args, processor, *datasets)
+    trainer = SegmentAnythingTrainer(learner, args, processor, *datasets, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # without bars nothing is printed: the log is returned
     is_measured = eval_data is not None and last_checkpoint is None
     before = [{**trainer.evaluate(), "step": 0}] if is_measured else []

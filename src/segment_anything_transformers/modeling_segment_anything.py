@@ -128,7 +128,8 @@ def _attend(
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     scaled = query * query.shape[-1] ** -0.5
     if bias is not None and bias.ndim == 3:
-        scores = bias.baddbmm_(scaled, key.mT)  # the bias is a fresh tensor, and a large one
+        # The bias is a fresh tensor, and a large one. Autocast leaves operations in place alone.
+        scores = bias.baddbmm_(scaled.to(bias.dtype), key.mT.to(bias.dtype))
     else:
         scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
     return F.dropout(scores.softmax(-1), dropout) @ value
