@@ -37,7 +37,7 @@ def everything(model, image, points_per_side=32, **options):
     clicks = mask_ops.point_grid(8)[:, None] * image.shape[1::-1]
     threshold = float(np.quantile(predictor.predict_logits(clicks)[1], 0.7))
     generator = SAMAutomaticMaskGenerator(
-        model, points_per_side, 64, threshold, stability_score_thresh=0.8, **options
+        model, points_per_side, 64, threshold, stability_score_thresh=0.5, **options
     )
     asked, backend = [], generator.predictor.backend
     decode = backend.decode_above
@@ -52,6 +52,8 @@ def everything(model, image, points_per_side=32, **options):
 
 def found_again(masks, others, least):
     """Share of the masks of which another has at least that IoU."""
+    if not masks or not others:
+        return 0.0
     flat = np.stack([mask[::2, ::2].ravel() for mask in others]).astype(np.float32)
     again = 0
     for mask in masks:
