@@ -69,8 +69,10 @@ test-fast: $(VENV)/.test
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.test
+	$(PIP) install --quiet -c constraints.txt -e ".[torch,bench]"
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script || exit 1; \
+		module=$$(echo $${script%.py} | tr / .); \
+		echo "== $$module"; $(BIN)/python -m $$module || exit 1; \
 	done
 
 docs: $(VENV)/.docs

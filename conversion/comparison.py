@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -13,6 +14,10 @@ from conversion.peers import Peer
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.checkpoints import read_weights
+from segment_anything_transformers.configuration_segment_anything import (
+    PRESETS,
+    preset_repository,
+)
 from segment_anything_transformers.weight_names import naming_of
 
 TOLERANCE = 1e-3
@@ -20,6 +25,7 @@ TOLERANCE = 1e-3
 
 def peer_of_source(source: str, model: SegmentAnythingModel) -> Peer | None:
     """The implementation that the weights come from, with these weights; None if it is not here."""
+    source = (preset_repository(source) if source in PRESETS else None) or source
     path = Path(source)
     if path.is_file():
         naming = naming_of(read_weights([path]))
@@ -81,5 +87,5 @@ def _difference(made: Any, expected: Tensor) -> tuple[float, float]:
     """Largest difference, and the same over the largest value where that is above 1."""
     if tuple(made.shape) != tuple(expected.shape):
         return float("inf"), float("inf")
-    absolute = float((torch.as_tensor(made) - expected).abs().max())
+    absolute = float(np.abs(np.asarray(made) - np.asarray(expected)).max())
     return absolute, absolute / max(1.0, float(expected.abs().max()))

@@ -40,7 +40,10 @@ def convert(source: str, folder: Path, to: str, input_size: Sequence[int] | None
         report = Report.of(source, to, model, made, [compare(model, peer) for peer in peers])
         wrong = [comparison for comparison in report.comparisons if not comparison.agrees]
         if wrong:
-            raise ValueError(f"The masks are not those of {wrong[0].against}: {wrong[0]}.")
+            raise ValueError(
+                f"The masks are not those of {wrong[0].against}; largest differences: "
+                f"{wrong[0].differences}."
+            )
         report.write(made)
         shutil.move(made, folder)
     return report

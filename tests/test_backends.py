@@ -5,11 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import SamModel
 
 from segment_anything_transformers.backends import Backend, GoodMasks, TorchBackend, backend_for
 from tests.fake_backend import FakeBackend, small_config
-from tests.parity.peers import huggingface_config
+from tests.parity.peers import huggingface_model
 from tests.tiny import random_model, random_prompts, square_config
 
 WITHOUT_TORCH = """
@@ -45,7 +44,7 @@ def test_a_torch_model_gets_its_adapter():
 
 
 def test_another_familys_model_is_refused():
-    peer = SamModel(huggingface_config(square_config()))
+    peer = huggingface_model(random_model(square_config()))
     with pytest.raises(TypeError, match="Expected a SegmentAnythingModel, got SamModel"):
         backend_for(peer)
 
@@ -72,6 +71,21 @@ def test_decoding_equals_the_models_own_call(multimask_output):
         assert mask_logits.dtype == iou_scores.dtype == np.float32
         np.testing.assert_allclose(mask_logits, expected.pred_masks[image], rtol=0, atol=1e-5)
         np.testing.assert_allclose(iou_scores, expected.iou_scores[image], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
+def test_another_precision_runs_on_a_copy(dtype):
+    model = random_model(small_config())
+    backend = backend_for(model, dtype)
+    assert model.dtype == torch.float32
+    assert backend.model.dtype in (torch.bfloat16, torch.float16)
+    assert backend_for(model, "float32").model is model
+    assert backend_for(model).model is model
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match='"float32", "bfloat16" or "float16", got \'int8\''):
+        backend_for(random_model(small_config()), "int8")
 
 
 def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():

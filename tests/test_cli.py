@@ -179,6 +179,7 @@ def test_generator_options_have_the_generators_names_and_defaults():
     parameters = inspect.signature(SAMAutomaticMaskGenerator).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     not_for_a_command = ("model", "point_grids", "output_mode", "preprocessing")
+    not_for_a_command += ("dtype", "skip_covered_points")  # --dtype is an option of every command
     expected = {name: defaults[name] for name in defaults if name not in not_for_a_command}
     assert {name: default for name, _, default, _ in GENERATOR_OPTIONS} == expected
 

@@ -103,3 +103,30 @@ def test_full_size_decoder_equals_its_plain_form():
     embeddings = torch.randn(1, 256, 64, 64)
     given = {"input_points": torch.rand(1, 4, 1, 2) * 1024}
     compare(model, embeddings, given, rtol=0.0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_remembered_of_an_image_follows_image_and_weights():
+    model = random_model(small_config())
+    embeddings = embeddings_of(model)[:1].clone()
+    given = {"input_points": torch.rand(1, SETS, 2, 2) * 60}
+
+    def is_as_plain():
+        compare(model, embeddings, given)
+        return True
+
+    assert is_as_plain()
+    calls, share = [], model.mask_decoder.transformer.share
+    model.mask_decoder.transformer.share = lambda *args: calls.append(1) or share(*args)
+    assert is_as_plain()
+    assert is_as_plain()
+    assert calls == []
+    embeddings += 0.5
+    assert is_as_plain()
+    model.mask_decoder.transformer.layers[0].norm4.weight.mul_(1.5)
+    assert is_as_plain()
+    model.prompt_encoder.no_mask_embed.weight.add_(1.0)
+    assert is_as_plain()
+    model.load_state_dict(random_model(small_config(), seed=5).state_dict())
+    assert is_as_plain()
+    assert len(calls) == 4

@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from segment_anything_transformers.backends import GoodMasks
 from segment_anything_transformers.evaluation import CLICKS, evaluate
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
 from segment_anything_transformers.predictor import SAMPredictor
 from segment_anything_transformers.samples import AnnotationError, Sample, Samples
-from tests.fake_backend import small_config
+from tests.fake_backend import FakeBackend, small_config
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
@@ -16,7 +17,7 @@ SIZE_HW = (64, 64)  # that of the model's input, so that its pixels are the imag
 LOGIT = 10.0
 
 
-class Scripted:
+class Scripted(FakeBackend):
     """Answers with given masks (calls, P, K, 32, 32), and remembers what it was asked."""
 
     name = "scripted"
@@ -38,6 +39,10 @@ class Scripted:
             answer = self.click_masks[len(self.asked) - 1][: len(points), :count]
         scores = np.tile(np.float32(self.scores[:count]), (len(answer), 1))
         return np.where(answer, LOGIT, -LOGIT).astype(np.float32), scores
+
+    def decode_above(self, image_embeddings, points, labels, iou_threshold):
+        outputs = self.decode(image_embeddings, points, labels, None, None, True)
+        return GoodMasks.above(iou_threshold, *outputs)
 
 
 def low(left, top, right, bottom):

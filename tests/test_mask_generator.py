@@ -1,17 +1,24 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segment_anything_transformers import mask_ops
+from segment_anything_transformers import (
+    SAMPredictor,
+    SegmentAnythingModel,
+    mask_generator,
+    mask_ops,
+)
 from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
 from segment_anything_transformers.mask_upscaling import MaskUpscaler
 from tests.fake_backend import FakeBackend, small_config
 from tests.tiny import random_model
 
+PHOTOGRAPH = Path(mask_ops.__file__).parent / "demo" / "coffee.jpg"
 LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.82, "stability_score_thresh": 0.7}
 
 
@@ -226,6 +233,50 @@ def test_grey_images_and_models_of_one_channel():
     records = SAMAutomaticMaskGenerator(fake, **LENIENT).generate(picture(channels=1)[..., 0])
     assert fake.encoded[0].shape == (1, 1, 96, 64)
     assert records
+
+
+# ---- faster, with a loss
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_the_same_masks(dtype):
+    model = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    image = Image.open(PHOTOGRAPH)
+    clicks = mask_ops.point_grid(6)[:, None] * image.size
+    results = []
+    for precision in (None, dtype):
+        predictor = SAMPredictor(model, dtype=precision)
+        predictor.set_image(image)
+        results.append(predictor(points=clicks))
+    (masks, scores, _), (half_masks, half_scores, _) = results
+    np.testing.assert_allclose(half_scores, scores, rtol=0, atol=0.02)
+    union = (masks | half_masks).sum(axis=(2, 3))
+    iou = (masks & half_masks).sum(axis=(2, 3)) / np.maximum(union, 1)
+    assert np.median(iou) > 0.98
+    assert np.mean(iou > 0.9) > 0.9
+
+
+def test_points_in_masks_found_already_can_be_left_out(fake, monkeypatch):
+    parameters = {**LENIENT, "points_per_side": 12, "points_per_batch": 10}
+    full = SAMAutomaticMaskGenerator(fake, **parameters).generate(picture())
+    fake.decoded.clear()
+    generator = SAMAutomaticMaskGenerator(fake, **parameters, skip_covered_points=True)
+    finish, found = mask_generator.finish_masks, []
+    monkeypatch.setattr(
+        mask_generator,
+        "finish_masks",
+        lambda *args: found.append(finish(*args)) or found[-1],
+    )
+    records = generator.generate(picture())
+    asked = np.concatenate([prompt["points"][:, 0] for prompt in fake.decoded])
+    assert 10 < len(asked) < 100
+    assert 0 < len(records) < len(full)
+    covered = np.any([rle_to_mask(rle) for masks in found for rle in masks.rles], axis=0)
+    for point in mask_ops.point_grid(12):
+        # 70 x 110 fits into 128 x 96 as 61 x 96
+        was_asked = np.isclose(asked, point * (96, 61), atol=1e-3).all(axis=1).any()
+        x, y = (point * (110, 70)).astype(int)
+        assert was_asked or covered[y, x]
 
 
 # ---- several images

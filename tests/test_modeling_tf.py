@@ -22,7 +22,8 @@ from segment_anything_transformers.image_processing_segment_anything import (
 )
 from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
-from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts
+from tests.parity.peers import huggingface_model
+from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts, square_config
 
 pytestmark = pytest.mark.tf
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
@@ -219,6 +220,19 @@ def test_the_file_is_the_one_that_pytorch_writes(models, tmp_path, max_shard_siz
     again = SegmentAnythingModel.from_pretrained(tmp_path / "tf")
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_every_origin_of_weights_is_read_as_by_pytorch(tmp_path):
+    model = random_model(square_config())
+    huggingface_model(model).save_pretrained(tmp_path / "huggingface")
+    torch.save(model.state_dict(), tmp_path / "meta.pth")
+    fields = {"in_channels": 4, "input_size": (64, 120)}
+    for name, options in (("huggingface", {}), ("huggingface", fields), ("meta.pth", {})):
+        theirs = SegmentAnythingModel.from_pretrained(tmp_path / name, **options).state_dict()
+        ours = TFSegmentAnythingModel.from_pretrained(tmp_path / name, **options).state_dict()
+        assert ours.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            np.testing.assert_array_equal(ours[key], tensor, err_msg=key)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

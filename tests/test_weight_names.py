@@ -128,10 +128,14 @@ def test_the_shapes_in_a_file_of_tfimm_tell_the_configuration(tmp_path):
     assert loaded.config.encoder_window_size == model.config.encoder_window_size
 
 
-def test_a_text_file_named_h5_is_refused(tmp_path):
+def test_other_h5_files_are_refused(tmp_path):
     (tmp_path / "notes.h5").write_text("These are not weights.")
     with pytest.raises(OSError, match=r"notes\.h5 is not an HDF5 file"):
         SegmentAnythingModel.from_pretrained(tmp_path / "notes.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["title"], file["count"], file["dense/kernel:0"] = "text", 3, np.zeros((2, 2))
+    with pytest.raises(ValueError, match=r"not the weights of a Segment Anything.*1 names"):
+        SegmentAnythingModel.from_pretrained(tmp_path / "other.h5")
 
 
 def test_without_h5py_the_error_names_it(tmp_path, monkeypatch):

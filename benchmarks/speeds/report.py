@@ -40,9 +40,21 @@ def page(results: dict) -> str:
     )
     return f"""# Benchmarks
 
-Written by `python -m benchmarks.speed`. Weights are random and seeded, the same in all that are
-compared, or those in the package (`sam_vit_t`). Seconds are the best of several rounds in which
-the contestants take turns in one process; memory is the peak of a process of its own.
+Every figure that this site, the README or a model's card quotes comes from a script in the
+repository's folder `benchmarks`, which names the machine it ran on:
+
+```console
+make bench
+```
+
+How good the masks of `sam_vit_t` are stands beside its weights and
+[on its card](https://huggingface.co/segment-anything-transformers/sam_vit_t).
+
+## Speed and memory
+
+This part is written by `python -m benchmarks.speed`. Weights are random and seeded, the same in all
+that are compared, or those in the package (`sam_vit_t`). Seconds are the best of several rounds in
+which the contestants take turns in one process; memory is the peak of a process of its own.
 
 {machine}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
     from .evaluation import evaluate
     from .export_onnx_segment_anything import export_onnx
+    from .finetuning import finetune
     from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
     from .mask_generator import SAMAutomaticMaskGenerator
     from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
@@ -40,6 +41,7 @@ __all__ = [
     "draw_prompts",
     "evaluate",
     "export_onnx",
+    "finetune",
     "list_presets",
     "load_samples",
 ]
@@ -49,6 +51,7 @@ _MODULES = {
     "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
     "evaluation": ("evaluate",),
     "export_onnx_segment_anything": ("export_onnx",),
+    "finetuning": ("finetune",),
     "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
     "mask_generator": ("SAMAutomaticMaskGenerator",),
     "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -91,12 +92,27 @@ class GoodMasks(NamedTuple):
 
 
 class TorchBackend:
-    """A PyTorch `SegmentAnythingModel`, run on the device and in the precision it already has."""
+    """A PyTorch `SegmentAnythingModel`, run on the device it is on, in the precision it has.
+
+    Args:
+        model: The model.
+        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own.
+    """
 
     name = "torch"
 
-    def __init__(self, model: Any) -> None:
-        """Wraps a model without changing it."""
+    def __init__(self, model: Any, dtype: Any = None) -> None:
+        """Wraps a model without changing it; a copy of it where the precision is another."""
+        import torch
+
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f'dtype must be "float32", "bfloat16" or "float16", got {name!r}. None keeps the '
+                "precision that the model has."
+            )
+        if dtype is not None and getattr(torch, name) != model.dtype:
+            model = deepcopy(model).to(getattr(torch, name))
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
@@ -171,14 +187,19 @@ class KerasBackend:
 
     name = "tensorflow"
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: Any = None) -> None:
         """Wraps a model without changing it."""
+        if dtype is not None:
+            raise ValueError(
+                f"A Keras model keeps the precision it was made in, got dtype={dtype!r}. Load it "
+                "with from_pretrained(..., dtype=...)."
+            )
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
     def encode_images(self, pixel_values: np.ndarray) -> Any:
         """See `Backend.encode_images`."""
-        return self.model.get_image_embeddings(pixel_values.transpose(0, 2, 3, 1))
+        return self._graphs.encode(pixel_values.transpose(0, 2, 3, 1))
 
     def decode(
         self,
@@ -190,33 +211,72 @@ class KerasBackend:
         multimask_output: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Backend.decode`."""
-        prompts = [
-            None if array is None else array[None] for array in (points, labels, boxes, masks)
-        ]
-        selection = slice(1, None) if multimask_output else slice(0, 1)
-        mask_logits, iou_scores = self.model.decode(image_embeddings, *prompts, selection)
-        return np.asarray(mask_logits[0], np.float32), np.asarray(iou_scores[0], np.float32)
+        graphs = self._graphs
+        if masks is None:
+            image, run = graphs.share(image_embeddings), graphs.decode[multimask_output]
+        else:
+            image, run = image_embeddings, graphs.decode_with_masks[multimask_output]
+        parts = [run(image, *group) for group in self._groups(points, labels, boxes, masks)]
+        logits, scores = (
+            np.concatenate([np.asarray(part[0], np.float32) for part in column])
+            for column in zip(*parts, strict=True)
+        )
+        return logits, scores
 
     def decode_above(
         self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
     ) -> GoodMasks:
-        """See `Backend.decode_above`. Makes every mask first."""
-        outputs = self.decode(image_embeddings, points, labels, None, None, True)
-        return GoodMasks.above(iou_threshold, *outputs)
+        """See `Backend.decode_above`. Of a prompt with any good mask it makes every mask."""
+        shared, threshold = self._graphs.share(image_embeddings), np.float32(iou_threshold)
+        found: list[GoodMasks] = []
+        start = 0
+        for group in self._groups(points, labels, None, None):
+            results = self._graphs.decode_above(shared, *group[:2], threshold)
+            logits, scores, prompts = (np.asarray(result) for result in results)
+            good = GoodMasks.above(
+                iou_threshold, np.asarray(logits[0], np.float32), scores[prompts]
+            )
+            found.append(good._replace(prompts=start + prompts[good.prompts]))
+            start += len(scores)
+        return GoodMasks(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    @property
+    def _graphs(self) -> Any:
+        from .keras_graphs import ModelGraphs
+
+        return ModelGraphs.of(self.model)
+
+    def _groups(
+        self,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+    ) -> Iterator[list[np.ndarray | None]]:
+        """Prompts with an axis of the image in front, some prompt sets at a time."""
+        from .keras_graphs import padded_prompts, prompt_groups
+
+        prompts: list[np.ndarray | None] = [*padded_prompts(points, labels, boxes)]
+        prompts += [] if masks is None else [masks]
+        count = next((len(prompt) for prompt in prompts if prompt is not None), 1)
+        for group in prompt_groups(count, self.config.grid_size()):
+            yield [None if prompt is None else prompt[None, group] for prompt in prompts]
 
 
 # The package that one of the model's base classes comes from, and what wraps such a model.
-_ADAPTERS: dict[str, Callable[[Any], Backend]] = {"torch": TorchBackend, "keras": KerasBackend}
+_ADAPTERS: dict[str, Callable[[Any, Any], Backend]] = {"torch": TorchBackend, "keras": KerasBackend}
 
 
-def backend_for(model: Any) -> Backend:
+def backend_for(model: Any, dtype: Any = None) -> Backend:
     """The model behind the calls of `Backend`, whichever framework it is written in.
 
     Args:
         model: A `SegmentAnythingModel`, or anything that already has the methods of `Backend`.
+        dtype: The precision to run a PyTorch model in, by default the one it has.
 
     Raises:
         TypeError: If the model's framework has no adapter.
+        ValueError: If the precision is none, or not to be chosen here.
     """
     if isinstance(model, Backend):
         return model
@@ -224,7 +284,7 @@ def backend_for(model: Any) -> Backend:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for framework, adapter in _ADAPTERS.items():
         if framework in frameworks and model_type == SegmentAnythingModelConfig.model_type:
-            return adapter(model)
+            return adapter(model, dtype)
     raise TypeError(
         f"Expected a SegmentAnythingModel, got {type(model).__name__}. Models are loaded with "
         'SegmentAnythingModel.from_pretrained("sam_vit_t").'

@@ -290,14 +290,15 @@ def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt")
 
 
 def _read_hdf5(path: str | os.PathLike[str], framework: str) -> Weights:
-    """Every array of a file, by its path in there."""
+    """Every array of floating-point numbers in a file, by its path in there."""
     if h5py is None:
         raise ImportError(f"{path} is an HDF5 file. Reading it needs `pip install h5py`.")
     weights: Weights = {}
 
     def keep(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            weights[name] = torch.from_numpy(item[()]) if framework == "pt" else item[()]
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
+            array = np.asarray(item)
+            weights[name] = torch.from_numpy(array) if framework == "pt" else array
 
     try:
         with h5py.File(path) as file:

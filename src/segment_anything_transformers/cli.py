@@ -28,6 +28,7 @@ from .cli_files import (
     read_mask,
     write_results,
 )
+from .cli_finetune import run_finetune
 from .cli_models import load_model, print_models
 
 DEMO_IMAGE = "coffee.jpg"
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "models": lambda _: print_models(),
         "demo": _demo,
         "evaluate": run_evaluate,
+        "finetune": run_finetune,
     }
     try:
         return commands[args.command](args)

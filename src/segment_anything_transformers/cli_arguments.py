@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .cli_evaluate import add_evaluate
+from .cli_finetune import add_finetune
 
 _GENERAL = """\
 Outlines objects in photographs with Segment Anything.
@@ -13,6 +14,7 @@ Outlines objects in photographs with Segment Anything.
   predict    the object that you point at, with clicks, boxes or a rough mask
   generate   everything in a picture
   evaluate   how good a model is on your images and masks
+  finetune   a model that has learnt from your images and masks
   models     the models that are known by name
   demo       a first try: the model and the photograph come with the package
 
@@ -142,7 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
         "models", description="Lists the models that are known by name.", help="list the models"
     )
     _add_demo(commands)
-    _add_model(add_evaluate(commands, _EXIT_CODES))
+    for add in (add_evaluate, add_finetune):
+        _add_model(add(commands, _EXIT_CODES))
     return parser
 
 

@@ -5,6 +5,7 @@ Both have one part for the image, which is slow, and one for prompts, which is q
 
 import shutil
 import tempfile
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import keras
 FORMATS = ("tf_saved_model", "litert")
 IMAGE_ENDPOINT = "encode_images"
 MASK_ENDPOINT = "decode_masks"
+FOR_TFLITE: ContextVar[bool] = ContextVar("FOR_TFLITE", default=False)
+"""Whether the graph that is being traced has to do with TFLite's operations."""
+
 _FILES = {IMAGE_ENDPOINT: "image_encoder.tflite", MASK_ENDPOINT: "mask_decoder.tflite"}
 
 
@@ -39,7 +43,11 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         made = Path(place) / "saved_model"
-        _write_saved_model(model, made, input_size or model.config.input_size, verbose)
+        token = FOR_TFLITE.set(format == "litert")
+        try:
+            _write_saved_model(model, made, input_size or model.config.input_size, verbose)
+        finally:
+            FOR_TFLITE.reset(token)
         if format == "litert":
             made = _convert(made, Path(place) / "tflite", converter_options)
         shutil.move(made, folder)

@@ -10,10 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils._pytree import tree_map
 
 from .mask_upscaling import MaskUpscaler
+
+try:
+    import torch
+    from torch.utils._pytree import tree_map
+except ImportError:  # Transformers asks for every import that is not inside a `try`, but whoever
+    raise  # has no PyTorch has no tensors either, and never comes here
 
 
 class FullSizeLogits(torch.Tensor):

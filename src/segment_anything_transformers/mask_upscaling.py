@@ -144,14 +144,26 @@ class MaskUpscaler:
 
         Takes the logits of one mask, (H', W').
         """
-        is_above = mask_logits > cut_off
-        rows, low_rows = self._axis_y.span(np.asarray(is_above.any(axis=1)))
-        columns, low_columns = self._axis_x.span(np.asarray(is_above.any(axis=0)))
-        if rows.start == rows.stop or columns.start == columns.stop:
-            return LogitsInBox(np.zeros((0, 0), np.float32), 0, 0)
+        rows, low_rows, columns, low_columns = self._box(mask_logits, cut_off)
         by_row = self._axis_y.part(rows, low_rows) @ mask_logits[low_rows, low_columns]
         by_column = self._axis_x.part(columns, low_columns) @ np.ascontiguousarray(by_row.T)
         return LogitsInBox(by_column, columns.start, rows.start)
+
+    def mask(self, mask_logits: np.ndarray, mask_threshold: float) -> np.ndarray:
+        """The mask of the logits (H', W') at full size, (H0, W0) bool."""
+        rows, low_rows, columns, low_columns = self._box(mask_logits, mask_threshold)
+        part = np.ascontiguousarray(mask_logits[low_rows, low_columns].T)
+        by_column = self._axis_x.part(columns, low_columns) @ part
+        logits = self._axis_y.part(rows, low_rows) @ np.ascontiguousarray(by_column.T)
+        mask = np.zeros(self.original_hw, bool)
+        np.greater(logits, mask_threshold, out=mask[rows, columns])
+        return mask
+
+    def _box(self, mask_logits: np.ndarray, cut_off: float) -> tuple[slice, slice, slice, slice]:
+        """Rows of the box and of the logits that go into them, then columns likewise."""
+        is_above = mask_logits > cut_off
+        rows = self._axis_y.span(np.asarray(is_above.any(axis=1)))
+        return *rows, *self._axis_x.span(np.asarray(is_above.any(axis=0)))
 
     def whole(self, mask_logits: np.ndarray) -> np.ndarray:
         """Full-size logits (n, H0, W0) float32 of all of (n, H', W').

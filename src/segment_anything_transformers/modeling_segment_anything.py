@@ -128,7 +128,8 @@ def _attend(
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     scaled = query * query.shape[-1] ** -0.5
     if bias is not None and bias.ndim == 3:
-        scores = bias.baddbmm_(scaled, key.mT)  # the bias is a fresh tensor, and a large one
+        # The bias is a fresh tensor, and a large one. Autocast leaves operations in place alone.
+        scores = bias.baddbmm_(scaled.to(bias.dtype), key.mT.to(bias.dtype))
     else:
         scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
     return F.dropout(scores.softmax(-1), dropout) @ value
@@ -989,6 +990,22 @@ class DecodedPrompts(NamedTuple):
         )
 
 
+def _joined(parts: Iterator[Tensor], count: int) -> Tensor:
+    """So many parts of length 1 along the second axis, joined along it.
+
+    Without gradients each is written into its place: small results that stay, among large ones
+    that go, would scatter the free memory.
+    """
+    if torch.is_grad_enabled():
+        return torch.cat([*parts], dim=1)
+    first = next(parts)
+    joined = first.new_empty(first.shape[0], count, *first.shape[2:])
+    joined[:, :1] = first
+    for index, part in enumerate(parts, start=1):
+        joined[:, index : index + 1] = part
+    return joined
+
+
 class MaskDecoder(nn.Module):
     """Predicts masks, and the quality of each, from image and prompts."""
 
@@ -997,6 +1014,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width, masks = config.embed_dim, config.nb_multimask_outputs + 1
         self.prompts_per_group: int | None = None
+        self._last_shared: tuple | None = None
         self.transformer = TwoWayTransformer(config)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(masks, width)
@@ -1037,16 +1055,21 @@ class MaskDecoder(nn.Module):
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
         chosen = range(self.mask_tokens.num_embeddings)[selection]
-        logits: list[Tensor] = []
-        scores: list[Tensor] = []
-        for decoded in self.decode(
+        decoded = self.decode(
             image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists
-        ):
-            # Upscaled, the image of one prompt set fills the cache.
-            one_by_one = [decoded] if torch.compiler.is_compiling() else decoded.split()
-            logits += [self.masks(part, chosen) for part in one_by_one]
-            scores.append(decoded.iou_scores[..., selection])
-        return torch.cat(logits, dim=1), torch.cat(scores, dim=1)
+        )
+        if torch.compiler.is_compiling():
+            (whole,) = decoded
+            return self.masks(whole, chosen), whole.iou_scores[..., selection]
+        scores: list[Tensor] = []
+
+        def one_by_one() -> Iterator[Tensor]:  # upscaled, one prompt set's image fills the cache
+            for group in decoded:
+                scores.append(group.iou_scores[..., selection])
+                yield from (self.masks(part, chosen) for part in group.split())
+
+        sets = dense_embeddings if prompt_tokens is None else prompt_tokens
+        return _joined(one_by_one(), sets.shape[1]), torch.cat(scores, dim=1)
 
     def decode(
         self,
@@ -1069,13 +1092,12 @@ class MaskDecoder(nn.Module):
             exists = F.pad(exists, (outputs.shape[0], 0), value=True)
         positions = image_positions.flatten(0, 1).to(image_embeddings.dtype)
         is_shared = dense_embeddings.shape[1] == 1
-        shared: SharedImage | None = None
+        if is_shared:
+            shared, upscaled = self._share_once(image_embeddings, dense_embeddings, positions)
         for group in self._groups(tokens.shape[1], image_embeddings):
-            if shared is None or not is_shared:
-                dense = dense_embeddings if is_shared else dense_embeddings[:, group]
-                image = (image_embeddings[:, None] + dense).flatten(3).mT
-                shared = self.transformer.share(image, positions)
-                upscaled = shared.tokens @ self._first_kernel()
+            if not is_shared:
+                image = image_embeddings[:, None] + dense_embeddings[:, group]
+                shared, upscaled = self._share(image, positions)
             refined, prompted = self.transformer(
                 tokens[:, group], shared, None if exists is None else exists[:, group]
             )
@@ -1086,6 +1108,38 @@ class MaskDecoder(nn.Module):
                 upscaled,
                 (image_embeddings.shape[2], image_embeddings.shape[3]),
             )
+
+    def _share(self, image: Tensor, positions: Tensor) -> tuple[SharedImage, Tensor]:
+        """What no prompt changes, for images (N, S, D, H'', W''), and its first upscaling."""
+        shared = self.transformer.share(image.flatten(3).mT, positions)
+        return shared, shared.tokens @ self._first_kernel()
+
+    def _share_once(
+        self, image_embeddings: Tensor, dense_embeddings: Tensor, positions: Tensor
+    ) -> tuple[SharedImage, Tensor]:
+        """As `_share`; for the image and the weights of the last call, what that call found."""
+        image = image_embeddings[:, None] + dense_embeddings
+        parameters = [*self.parameters()]
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or len(image) > 1
+            or any(parameter.is_inference() for parameter in parameters)
+        ):
+            return self._share(image, positions)
+        weights = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if self._last_shared is not None:
+            last_image, last_positions, last_weights, result = self._last_shared
+            # The values, not the objects: whoever changes a tensor in place is safe.
+            if (
+                weights == last_weights
+                and torch.equal(image, last_image)
+                and torch.equal(positions, last_positions)
+            ):
+                return result
+        result = self._share(image, positions)
+        self._last_shared = image, positions, weights, result
+        return result
 
     def _groups(self, sets: int, image_embeddings: Tensor) -> list[slice]:
         """Prompt sets that are decoded together: all of them in a graph that is traced."""
@@ -1274,6 +1328,21 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
         }
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    @property
+    def prompts_per_group(self) -> int | None:
+        """How many prompt sets are decoded together; None chooses by device and image size.
+
+        On a processor two of `sam_vit_b` are fastest: what is known of them fits the cache. More
+        on a GPU. Results do not depend on it. Can be set.
+        """
+        return self.mask_decoder.prompts_per_group
+
+    @prompts_per_group.setter
+    def prompts_per_group(self, count: int | None) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"prompts_per_group must be at least 1 or None, got {count}.")
+        self.mask_decoder.prompts_per_group = count
 
     @property
     def mask_threshold(self) -> float:

@@ -32,13 +32,15 @@ from .configuration_segment_anything import (
     PADDING,
     SegmentAnythingModelConfig,
 )
-from .export_tf_segment_anything import export_model
+from .export_tf_segment_anything import FOR_TFLITE, export_model
 from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
 from .mask_ops import bilinear_matrix
 
 
 def _gelu_exact(features: Any) -> Any:
     """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow."""
+    if FOR_TFLITE.get():  # which has that function and not this one
+        return ops.gelu(features, approximate=False)
     return features * (0.5 + 0.5 * ops.erf(features * math.sqrt(0.5)))
 
 
@@ -1208,9 +1210,9 @@ class MaskDecoder(layers.Layer):
         height, width = grid_hw
         features = ops.reshape(features, (images, sets, 16 * height * width, depth))
         logits = ops.matmul(weights, ops.swapaxes(features, 2, 3))
-        logits = ops.reshape(logits, (images * sets * count, height, width, 2, 2, 2, 2))
-        # (N P K, H'', W'', Y, X, y, x) -> (N P K, H'', Y, y, W'', X, x)
-        logits = ops.transpose(logits, (0, 1, 3, 5, 2, 4, 6))
+        logits = ops.reshape(logits, (images * sets * count * height, width, 2, 2, 2, 2))
+        # (N P K H'', W'', Y, X, y, x) -> (N P K H'', Y, y, W'', X, x)
+        logits = ops.transpose(logits, (0, 2, 4, 1, 3, 5))
         size = (MASK_UPSCALING * height, MASK_UPSCALING * width)
         return ops.reshape(logits, (images, sets, count, *size))
 
@@ -1442,6 +1444,37 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         """
         tokens, exists = self.prompt_encoder.tokens(points, labels, boxes, self._input_hw(grid_hw))
         return self.mask_decoder(shared, tokens, exists, grid_hw=grid_hw, selection=selection)
+
+    def decode_above(
+        self,
+        shared: SharedImage,
+        points: Any,
+        labels: Any,
+        grid_hw: tuple[int, int],
+        iou_threshold: Any,
+    ) -> tuple[Any, Any, Any]:
+        """The multiple masks of those prompt sets of which any mask's quality suffices.
+
+        The quality is known before a mask is made, and the others never are.
+
+        Args:
+            shared: What `share` returned for one image.
+            points: (1, P, M1, 2).
+            labels: (1, P, M1).
+            grid_hw: Size (H'', W'') of the image embeddings.
+            iou_threshold: One quality has to be above it.
+
+        Returns:
+            Logits (1, n, K, H', W'), qualities (P, K) of all prompt sets, and which of them have
+            masks (n,).
+        """
+        tokens, exists = self.prompt_encoder.tokens(points, labels, None, self._input_hw(grid_hw))
+        decoded = self.mask_decoder.decode(shared, tokens, exists)
+        scores = ops.cast(decoded.iou_scores[0, :, 1:], "float32")
+        (chosen,) = ops.nonzero(ops.any(scores > iou_threshold, axis=-1))
+        multiple = range(1, self.config.nb_multimask_outputs + 1)
+        logits = self.mask_decoder.masks(decoded.take(chosen), shared, grid_hw, multiple)
+        return logits, scores, chosen
 
     def _input_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         patch = self.config.encoder_patch_size

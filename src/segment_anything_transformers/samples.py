@@ -82,12 +82,16 @@ class Samples(Sequence[Sample]):
         return Samples([self.names[i] for i in chosen], lambda at: self._read(chosen[at]))
 
     def sound(
-        self, faults: Faults = "refuse", progress: Callable[[Any], Any] = iter
+        self,
+        faults: Faults = "refuse",
+        visit: Callable[[Sample], None] | None = None,
+        progress: Callable[[Any], Any] = iter,
     ) -> tuple[Samples, list[str]]:
         """The samples without fault, and what is wrong with the others. Reads all of them once.
 
         Args:
             faults: Whether faulty samples are skipped, or refused when all have been read.
+            visit: Called with each sample without fault, as all of them are in memory once.
             progress: Passes on what it is given, such as `tqdm`.
 
         Raises:
@@ -99,11 +103,13 @@ class Samples(Sequence[Sample]):
         good, messages = [], []
         for index in progress(range(len(self))):
             try:
-                self[index]
+                sample = self[index]
             except AnnotationError as error:
                 messages.append(str(error))
-            else:
-                good.append(index)
+                continue
+            good.append(index)
+            if visit is not None:
+                visit(sample)
         if messages and (faults == "refuse" or not good):
             raise AnnotationError(_summary(messages, len(self)))
         return self.take(good), messages

@@ -47,7 +47,9 @@ def url(tmp_path_factory):
     """Where the command serves the page, as a user starts it."""
     path = tmp_path_factory.mktemp("demo") / "picture.png"
     PICTURE.save(path)
-    code = "import sys; from segment_anything_transformers.cli import main; sys.exit(main())"
+    # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from segment_anything_transformers.cli import main; sys.exit(main())"
     arguments = ["demo", "--serve", "--port", "0", "--image", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", code, *arguments]
@@ -60,7 +62,10 @@ def url(tmp_path_factory):
             yield found[1]
         finally:
             server.send_signal(signal.SIGINT)
-            server.communicate(timeout=30)
+            try:
+                server.communicate(timeout=30)
+            finally:
+                server.kill()  # changes nothing, if it has ended
     assert server.returncode == 0
 
 

@@ -1,6 +1,8 @@
 """The command that converts, in every direction, and what it leaves behind when it fails."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import SamModel
 
 from conversion import comparison
-from conversion.__main__ import main
+from conversion.__main__ import main, parse_arguments
 from conversion.formats import WRITERS
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import (
@@ -23,6 +25,7 @@ from tests.parity.peers import huggingface_model, meta_modeling
 from tests.tiny import random_images, random_model, random_prompts, square_config
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "conversion" / "README.md"
 # The decoder's heads leave no trace in the shapes; a file without a configuration means 8.
 EIGHT_HEADS = {"decoder_nb_heads": 8, "embed_dim": 48}
 COMPARED = {"embeddings"} | {
@@ -121,13 +124,9 @@ def test_round_through_all_of_them_every_bit_stays(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.onnx
 @torch.no_grad()
 def test_the_full_sam_vit_b_comes_back_bit_by_bit(tmp_path):
-    """The shapes of Meta's file, with random weights; each step is compared with its peer.
-
-    In the end it becomes ONNX, which ONNX Runtime computes within 1e-3.
-    """
+    """The shapes of Meta's file, with random weights; each step is compared with its peer."""
     model = random_model(SegmentAnythingModelConfig.from_preset("sam_vit_b"))
     torch.save(model.state_dict(), tmp_path / "sam_vit_b.pth")
     source = tmp_path / "sam_vit_b.pth"
@@ -145,11 +144,19 @@ def test_the_full_sam_vit_b_comes_back_bit_by_bit(tmp_path):
         ["transformers", "segment-anything-transformers"],
         ["segment_anything"],
     ]
-    final = torch.load(source / "sam_vit_b.pth", weights_only=True)
-    assert_same_weights(final, model.state_dict())
-    ours = tmp_path / "0-segment_anything"
-    assert_same_weights(load_file(ours / "model.safetensors"), model.state_dict())
-    assert main([str(ours), str(tmp_path / "onnx"), "--to", "onnx"]) == 0
+    [last] = source.glob("*.pth")
+    assert_same_weights(torch.load(last, weights_only=True), model.state_dict())
+    first = load_file(tmp_path / "0-segment_anything" / "model.safetensors")
+    assert_same_weights(first, model.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.onnx
+def test_the_full_sam_vit_b_in_onnx_runtime(tmp_path):
+    random_model(SegmentAnythingModelConfig.from_preset("sam_vit_b")).save_pretrained(
+        tmp_path / "ours"
+    )
+    assert main([str(tmp_path / "ours"), str(tmp_path / "onnx"), "--to", "onnx"]) == 0
     [found] = json.loads((tmp_path / "onnx" / "report.json").read_text())["comparisons"]
     assert max(found["differences"].values()) < 1e-3
 
@@ -164,6 +171,13 @@ def test_the_full_sam_vit_b_comes_back_bit_by_bit(tmp_path):
 def test_exports_are_run_and_compared(model, tmp_path, to, against):
     model.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "made", to) == [against]
+
+
+def test_a_preset_is_compared_with_its_repository(model, tmp_path, monkeypatch):
+    repository = sources(model, tmp_path)["huggingface"]
+    monkeypatch.setattr(comparison, "preset_repository", {"sam_vit_b": repository}.get)
+    assert comparison.peer_of_source("sam_vit_b", model).name.startswith("transformers")
+    assert comparison.peer_of_source("sam_vit_t", model) is None
 
 
 def test_every_format_has_what_runs_it():
@@ -197,6 +211,14 @@ def test_what_fails_leaves_nothing_behind(model, tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path / "ours"), str(tmp_path / "ours")]) == 2
     assert "ours exists" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_commands_in_the_readme_are_commands():
+    [block] = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    lines = [line.partition("#")[0] for line in block.splitlines()]
+    asked = {parse_arguments(shlex.split(line)[3:]).to for line in lines}
+    assert all(line.startswith("python -m conversion ") for line in lines)
+    assert asked == WRITERS.keys()
 
 
 def test_the_module_is_a_command():

@@ -1,6 +1,8 @@
 """The ONNX export run by transformers.js in Node, as a web page runs it, against PyTorch."""
 
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.made_once import made_once
 
 pytestmark = [pytest.mark.onnx, pytest.mark.node, pytest.mark.slow]
 HERE = Path(__file__).parent
+README = HERE.parents[1] / "conversion" / "README.md"
 PHOTO = SOURCE / "segment_anything_transformers" / "demo" / DEMO_IMAGE
 BOX = [[180, 20], [420, 240]]
 PROMPTS = {
@@ -100,3 +103,24 @@ def test_masks_agree_with_pytorch(node_modules, model, exported, tmp_path, longe
         agreeing = (made == masks).mean(axis=(-2, -1))
         assert agreeing.min() >= agreement, (name, agreeing)
         np.testing.assert_allclose(np.reshape(made_scores, scores.shape), scores, atol=2e-3)
+
+
+def test_the_code_in_the_readme_runs(node_modules, model, exported, tmp_path):
+    """As on a page, but for where the model and the picture are."""
+    [code] = re.findall(r"```js\n(.*?)```", README.read_text(), re.DOTALL)
+    shutil.copytree(exported, tmp_path / "for-the-web")
+    shutil.copy(PHOTO, tmp_path / "photo.jpg")
+    start = f"""
+import {{ env }} from "@huggingface/transformers";
+import {{ writeFileSync }} from "node:fs";
+env.allowRemoteModels = false;
+env.localModelPath = {json.dumps(str(tmp_path))};
+"""
+    end = f"writeFileSync({json.dumps(str(tmp_path / 'mask.bin'))}, masks[0].data);"
+    code = code.replace('"photo.jpg"', json.dumps(str(tmp_path / "photo.jpg")))
+    run("node", "--input-type=module", "--eval", start + code + end)
+    predictor = SAMPredictor(model)
+    predictor.set_image(Image.open(PHOTO))
+    masks, _, _ = predictor(points=np.array([[300, 180]]), boxes=np.array([np.ravel(BOX)]))
+    made = np.fromfile(tmp_path / "mask.bin", np.uint8).reshape(masks.shape)
+    assert (made == masks).mean(axis=(-2, -1)).min() >= 0.999

@@ -257,13 +257,15 @@ def test_a_flexible_model_takes_images_that_are_hardly_padded(config, images):
 
 def test_saving_and_loading_keep_everything(processor, images, tmp_path):
     processor.save_pretrained(tmp_path)
+    saved = processor.to_dict()
+    del saved["auto_map"]  # where the code lies that this package does not need
     for loaded in (
         SegmentAnythingProcessor.from_pretrained(tmp_path),
         AutoProcessor.from_pretrained(tmp_path),
     ):
         assert type(loaded) is SegmentAnythingProcessor
         assert type(loaded.image_processor) is SegmentAnythingImageProcessor
-        assert loaded.to_dict() == processor.to_dict()
+        assert loaded.to_dict() == saved
         expected = processor(images, input_points=[[1, 2]] * 3, return_tensors="pt")
         result = loaded(images, input_points=[[1, 2]] * 3, return_tensors="pt")
         assert all(torch.equal(result[name], expected[name]) for name in expected)

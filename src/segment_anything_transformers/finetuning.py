@@ -1,0 +1,365 @@
+"""Fine-tuning in PyTorch: your images and masks, with transformers' Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from .annotations import load_samples
+from .image_processing_segment_anything import SegmentAnythingImageProcessor
+from .loss_segment_anything import interactive_loss, mask_iou, resize_labels, segmentation_loss
+from .modeling_segment_anything import SegmentAnythingModel
+from .processing_segment_anything import SegmentAnythingProcessor
+from .samples import Faults, Samples
+from .training_data import Collator, ObjectsDataset, keep_embeddings
+
+Mode = Literal["all", "decoder", "lora"]
+LEARNING_RATES: dict[str, float] = {"all": 5e-5, "decoder": 2e-4, "lora": 2e-4}
+
+_LORA_LAYERS = r"image_encoder\.blocks\.\d+\.attn\.(qkv|proj)"
+_SINGLE, _SEVERAL = slice(0, 1), slice(1, None)
+_MISSING = -1.0
+"""In place of an IoU, where a prompt set has no truth; what pads batches is negative too."""
+
+AnyModel = TypeVar("AnyModel", bound=SegmentAnythingModel)
+
+
+class InteractiveSegmentAnythingModel(SegmentAnythingModel):
+    """A `SegmentAnythingModel` whose loss for `labels` simulates a person who corrects masks.
+
+    In training mode `labels` (N, P, h, w) alone are needed, and give `interactive_loss`. In
+    evaluation mode a click `input_points` and a box `input_boxes` of every object are measured:
+    the loss of each, and `ious` (N, P, 2) of the single mask for the box and of the mask that the
+    model rates highest for the click. Without labels it is the model as it was.
+    """
+
+    clicks = 8
+
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        """The loss for labels, and what `SegmentAnythingModel` returns without them.
+
+        Args:
+            args: As in `SegmentAnythingModel`.
+            labels: (N, P, h, w), as for `read_labels`.
+            kwargs: As in `SegmentAnythingModel`; with labels `pixel_values` or `image_embeddings`,
+                and in evaluation mode `input_points`, `input_labels` and `input_boxes`.
+        """
+        if labels is None:
+            return super().forward(*args, **kwargs)
+        image_embeddings = kwargs.pop("image_embeddings", None)
+        if image_embeddings is None:
+            image_embeddings = self.get_image_embeddings(kwargs.pop("pixel_values"))
+        if self.training:
+            return {"loss": self._interact(image_embeddings, labels)}
+        return self._measure(image_embeddings, labels, **kwargs)
+
+    def _interact(self, image_embeddings: Tensor, labels: Tensor) -> Tensor:
+        def decode(*prompts: Any) -> tuple[Tensor, Tensor]:
+            if self.is_activation_checkpointing:
+                logits, scores = checkpoint(
+                    self.decode, image_embeddings, *prompts, use_reentrant=False
+                )
+                return logits, scores
+            return self.decode(image_embeddings, *prompts)
+
+        patch = self.config.encoder_patch_size
+        grid_h, grid_w = image_embeddings.shape[2:]
+        input_hw = (grid_h * patch, grid_w * patch)
+        return interactive_loss(decode, labels, input_hw, self.mask_threshold, self.clicks)
+
+    def _measure(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        input_points: Tensor,
+        input_labels: Tensor,
+        input_boxes: Tensor,
+    ) -> dict[str, Tensor]:
+        single, single_scores = self.decode(embeddings, input_boxes=input_boxes, selection=_SINGLE)
+        several, scores = self.decode(embeddings, input_points, input_labels, selection=_SEVERAL)
+        loss = segmentation_loss(single, single_scores, labels, self.mask_threshold)
+        loss = loss + segmentation_loss(several, scores, labels, self.mask_threshold)
+        best = scores.argmax(2)[:, :, None, None, None]
+        logits = torch.cat([single, several.take_along_dim(best, dim=2)], dim=2)
+        truth, known = resize_labels(labels, logits)
+        ious = mask_iou(logits > self.mask_threshold, truth > 0.5, known)
+        return {
+            "loss": loss,
+            "ious": torch.where(known.flatten(2).any(-1)[..., None], ious, _MISSING),
+        }
+
+
+def as_class(model: SegmentAnythingModel, kind: type[AnyModel]) -> AnyModel:
+    """The model as an object of another class that has the same weights, which they share."""
+    with torch.device("meta"):
+        other = kind(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.name_or_path = model.name_or_path
+    return other.train(model.training)
+
+
+def prepare_model(model: SegmentAnythingModel, mode: Mode, lora_rank: int = 8) -> Any:
+    """The model with the loss of simulated interaction, frozen but for what is to learn.
+
+    Args:
+        model: The model; its weights are shared.
+        mode: "all"; "decoder", the mask decoder alone; or "lora", the mask decoder, and adapters
+            (arXiv:2106.09685) in the attention of the image encoder, with the library peft.
+        lora_rank: Rank of the adapters.
+
+    Raises:
+        ModuleNotFoundError: peft is missing.
+        ValueError: There is no such mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+    interactive = as_class(model, InteractiveSegmentAnythingModel)
+    if mode == "lora":
+        return _with_adapters(interactive, lora_rank)
+    interactive.requires_grad_(mode == "all")
+    interactive.mask_decoder.requires_grad_(True)
+    return interactive
+
+
+def _with_adapters(model: InteractiveSegmentAnythingModel, rank: int) -> Any:
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'The mode "lora" needs peft: '
+            "`pip install 'segment-anything-transformers[finetune]'`.",
+            name="peft",
+        ) from error
+    adapters = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=_LORA_LAYERS,
+        modules_to_save=["mask_decoder"],
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers for it by the old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return peft.get_peft_model(model, adapters)
+
+
+class SegmentAnythingTrainer(Trainer):
+    """Transformers' Trainer over samples: batches, metrics and arguments are in place.
+
+    Args:
+        model: What `prepare_model` returned.
+        args: Arguments, of which `training_arguments` makes suitable ones.
+        processor: Scales images and masks.
+        train_dataset: Items to learn from.
+        eval_dataset: Items to measure: `eval_iou_box` and `eval_iou_click`, means over objects at
+            the size of the low-resolution masks.
+        kwargs: What else `Trainer` takes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        processor: SegmentAnythingProcessor,
+        train_dataset: ObjectsDataset,
+        eval_dataset: ObjectsDataset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Hands everything to `Trainer`."""
+        self.measuring_collator = Collator(processor, with_prompts=True)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator(processor),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor.image_processor,
+            compute_metrics=mean_ious,
+            **kwargs,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Batches with a click and a box for every object."""
+        learning_collator, self.data_collator = self.data_collator, self.measuring_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = learning_collator
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Loss and IoUs of a batch; the true masks are not gathered, which would need memory."""
+        loss, ious, _ = super().prediction_step(*args, **kwargs)
+        return loss, ious, ious
+
+
+def mean_ious(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean IoU with a box and with a click over all objects whose truth is known."""
+    ious = np.asarray(prediction.predictions).reshape(-1, 2)
+    ious = ious[(ious >= 0).all(axis=1)]
+    box, click = ious.mean(axis=0) if len(ious) else (float("nan"),) * 2
+    return {"iou_box": float(box), "iou_click": float(click)}
+
+
+def training_arguments(output: str | Path, max_steps: int, **overrides: Any) -> TrainingArguments:
+    """Arguments of the Trainer that fit the model and its loss.
+
+    Args:
+        output: Folder of the checkpoints.
+        max_steps: Number of steps.
+        overrides: Arguments of `TrainingArguments` to set or to set differently.
+    """
+    often = max(1, max_steps // 10)
+    arguments = {
+        "output_dir": str(output),
+        "max_steps": max_steps,
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max_steps // 20,
+        "logging_steps": max(1, max_steps // 50),
+        "save_steps": often,
+        "save_total_limit": 2,
+        "eval_steps": often,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "label_names": ["labels"],
+        "remove_unused_columns": False,
+        # Not every batch has points, boxes and corrections.
+        "ddp_find_unused_parameters": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": [],
+    }
+    return TrainingArguments(**{**arguments, **overrides})
+
+
+@dataclass
+class Finetuned:
+    """What fine-tuning leaves."""
+
+    model: SegmentAnythingModel
+    """The model that was saved, in evaluation mode."""
+    log: list[dict[str, float]] = field(default_factory=list)
+    """Losses and metrics by step, as the Trainer logs them."""
+    faults: list[str] = field(default_factory=list)
+    """Messages on the samples that were skipped."""
+
+
+def finetune(
+    model: SegmentAnythingModel | str,
+    data: Samples | str | Path,
+    output: str | Path,
+    eval_data: Samples | str | Path | None = None,
+    mode: Mode = "decoder",
+    max_steps: int = 500,
+    learning_rate: float | None = None,
+    objects_per_image: int = 8,
+    clicks: int = 8,
+    faults: Faults = "refuse",
+    resume: bool = False,
+    lora_rank: int = 8,
+    processor: SegmentAnythingProcessor | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: Callable[[Any], Any] = iter,
+    **arguments: Any,
+) -> Finetuned:
+    """Fine-tunes a model on images and masks, and saves it with its processor.
+
+    The folder `output` is then a model like any other: for `from_pretrained` of both frameworks,
+    for `pipeline("mask-generation")`, for the command. Beside it lie `checkpoints` and, with mode
+    "decoder", the `embeddings` of the images, so that the encoder runs once for each.
+
+    Args:
+        model: The model, which changes as it learns, or what `from_pretrained` takes.
+        data: Samples, or what `load_samples` takes.
+        output: Folder.
+        eval_data: Held-out samples, measured before, on the way and at the end.
+        mode: What learns, see `prepare_model`.
+        max_steps: Number of steps.
+        learning_rate: By default that of `LEARNING_RATES`.
+        objects_per_image: The most objects of an image in one step; others come in other steps.
+        clicks: Corrections that are simulated; fewer take less time.
+        faults: Whether faulty samples are skipped, or refused.
+        resume: Whether to go on after the last checkpoint, if there is one. The result is that of
+            a run that was not cut off.
+        lora_rank: Rank of the adapters of mode "lora".
+        processor: By default that of the model's configuration.
+        callbacks: Of the Trainer.
+        progress: Passes indices on while images are read and encoded, such as `tqdm`.
+        arguments: Of `TrainingArguments`: `per_device_train_batch_size`, `bf16`, `seed`,
+            `gradient_accumulation_steps`, `activation_checkpointing` and so on.
+
+    Raises:
+        AnnotationError: Samples are faulty and not to be skipped, or all are.
+        ModuleNotFoundError: A library is missing; the message says how to install it.
+        ValueError: `output` has checkpoints of an earlier run, or an argument makes no sense.
+    """
+    output = Path(output)
+    last_checkpoint = find_checkpoint(output / "checkpoints")
+    if last_checkpoint is not None and not resume:
+        raise ValueError(
+            f"{output} has checkpoints of an earlier run. Resume it, or choose another output."
+        )
+    loaded: Any = SegmentAnythingModel.from_pretrained(model) if isinstance(model, str) else model
+    processor = processor or SegmentAnythingProcessor(
+        SegmentAnythingImageProcessor.from_config(loaded.config)
+    )
+    set_seed(arguments.setdefault("seed", 42))  # adapters start from random values
+    learner = prepare_model(loaded, mode, lora_rank)
+    _interactive(learner).clicks = clicks
+    arguments.setdefault("learning_rate", learning_rate or LEARNING_RATES[mode])
+    arguments.setdefault("eval_strategy", "no" if eval_data is None else "steps")
+    args = training_arguments(output / "checkpoints", max_steps, **arguments)
+    datasets = [
+        ObjectsDataset(_samples(source), limit, faults, progress)
+        for source, limit in ((data, objects_per_image), (eval_data, None))
+        if source is not None
+    ]
+    if mode == "decoder":
+        loaded.to(args.device)
+        for dataset in datasets:
+            with args.main_process_first(desc="encoding images"):
+                keep_embeddings(dataset, loaded, processor, output / "embeddings", progress)
+    trainer = SegmentAnythingTrainer(learner, args, processor, *datasets, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)  # without bars nothing is printed: the log is returned
+    is_measured = eval_data is not None and last_checkpoint is None
+    before = [{**trainer.evaluate(), "step": 0}] if is_measured else []
+    trainer.train(resume_from_checkpoint=last_checkpoint)
+    trained = learner.merge_and_unload() if mode == "lora" else learner
+    plain = as_class(trained, SegmentAnythingModel).eval()
+    if trainer.is_world_process_zero():
+        plain.save_pretrained(output)
+        processor.save_pretrained(output)
+    messages = [message for dataset in datasets for message in dataset.faults]
+    return Finetuned(plain, before + trainer.state.log_history, messages)
+
+
+def _samples(source: Samples | str | Path) -> Samples:
+    return source if isinstance(source, Samples) else load_samples(source)
+
+
+def _interactive(learner: Any) -> InteractiveSegmentAnythingModel:
+    """The model inside its adapters, if it has any."""
+    is_plain = isinstance(learner, InteractiveSegmentAnythingModel)
+    return learner if is_plain else learner.get_base_model()
+
+
+def find_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end, or None."""
+    # The Trainer's state is what it writes last.
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return None if newest is None else str(newest)

@@ -1,0 +1,26 @@
+import pytest
+
+from examples.finetune import main
+from segment_anything_transformers import (
+    SegmentAnythingImageProcessor,
+    SegmentAnythingModel,
+    SegmentAnythingProcessor,
+)
+from tests.fake_backend import small_config
+from tests.sample_folders import write_folder
+from tests.tiny import random_model
+
+
+@pytest.mark.parametrize("mode", ["decoder", "lora"])
+def test_the_example_saves_what_it_learnt(tmp_path, mode):
+    model = random_model(small_config())
+    model.save_pretrained(tmp_path / "tiny")
+    processor = SegmentAnythingImageProcessor.from_config(model.config)
+    SegmentAnythingProcessor(processor).save_pretrained(tmp_path / "tiny")
+    data = str(write_folder(tmp_path / "data"))
+    options = ["--model", str(tmp_path / "tiny"), "--output", str(tmp_path / "tuned")]
+    main([data, "--eval-data", data, "--steps", "1", "--mode", mode, *options])
+    tuned = SegmentAnythingModel.from_pretrained(tmp_path / "tuned").state_dict()
+    changed = {name for name, tensor in model.state_dict().items() if not tensor.equal(tuned[name])}
+    assert any(name.startswith("mask_decoder") for name in changed)
+    assert any(name.startswith("image_encoder") for name in changed) == (mode == "lora")

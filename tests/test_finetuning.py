@@ -1,0 +1,254 @@
+"""Fine-tuning a tiny model on a folder: what learns, what is kept, what is resumed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from segment_anything_transformers import (
+    SegmentAnythingImageProcessor,
+    SegmentAnythingModel,
+    SegmentAnythingProcessor,
+)
+from segment_anything_transformers.annotations import folder_samples
+from segment_anything_transformers.finetuning import (
+    InteractiveSegmentAnythingModel,
+    SegmentAnythingTrainer,
+    as_class,
+    find_checkpoint,
+    finetune,
+    prepare_model,
+)
+from segment_anything_transformers.samples import AnnotationError
+from segment_anything_transformers.training_data import Collator, ObjectsDataset
+from tests.environments import run_python
+from tests.fake_backend import small_config
+from tests.sample_folders import write_folder
+from tests.tiny import random_model
+
+QUIET = {"use_cpu": True, "disable_tqdm": True, "log_level": "error", "seed": 1}
+MODES = ("all", "decoder", "lora")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("training") / "data", objects=3)
+
+
+@pytest.fixture
+def model():
+    return random_model(small_config())
+
+
+def tune(model, folder, output, **options):
+    options = {"max_steps": 4, "clicks": 1, "objects_per_image": 2, **QUIET, **options}
+    return finetune(model, folder, output, **options)
+
+
+def processor_of(model):
+    return SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(model.config))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_frozen_stays_bit_equal(model, folder, tmp_path, mode):
+    before = weights(model)
+    tuned = tune(model, folder, tmp_path / "tuned", mode=mode, learning_rate=1e-2).model
+    assert type(tuned) is SegmentAnythingModel
+    changed = {name for name, tensor in weights(tuned).items() if not tensor.equal(before[name])}
+    parts = {name.split(".")[0] for name in changed}
+    expected = {
+        "all": {"image_encoder", "prompt_encoder", "mask_decoder"},
+        "decoder": {"mask_decoder"},
+        "lora": {"image_encoder", "mask_decoder"},
+    }
+    assert parts == expected[mode]
+    of_encoder = {name for name in changed if name.startswith("image_encoder")}
+    if mode == "lora":
+        assert of_encoder == {
+            f"image_encoder.blocks.{n}.attn.{layer}.weight"
+            for n in (0, 1)
+            for layer in ("qkv", "proj")
+        }
+    assert "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix" not in changed
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_is_a_model_like_any_other(model, folder, tmp_path, mode):
+    result = tune(model, folder, tmp_path / "tuned", mode=mode, eval_data=folder)
+    loaded = SegmentAnythingModel.from_pretrained(tmp_path / "tuned")
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert config["architectures"] == ["SegmentAnythingModel"]
+    processor = SegmentAnythingProcessor.from_pretrained(tmp_path / "tuned")
+    assert processor.image_processor.size["longest_edge"] == 96
+    measured = [entry for entry in result.log if "eval_iou_box" in entry]
+    assert [entry["step"] for entry in measured] == [0, 1, 2, 3, 4]
+    assert all(0 <= entry["eval_iou_click"] <= 1 for entry in measured)
+    assert all(np.isfinite(entry["loss"]) for entry in result.log if "loss" in entry)
+
+
+def test_metrics_are_the_predictors(model, folder):
+    """At the size of the low-resolution masks: the processor's labels against the logits."""
+    interactive = as_class(model, InteractiveSegmentAnythingModel)
+    processor = processor_of(model)
+    dataset = ObjectsDataset(folder_samples(folder))
+    batch = Collator(processor, with_prompts=True)([dataset[0], dataset[1]])
+    with torch.no_grad():
+        ious = interactive(**batch)["ious"]
+        prompts = {name: batch[name] for name in ("pixel_values", "input_boxes")}
+        logits = model(**prompts, multimask_output=False).pred_masks
+    truth = batch["labels"][:, :, None] > 0
+    known = batch["labels"][:, :, None] >= 0
+    masks = (logits > 0) & known
+    union = (masks | truth).sum((-2, -1))
+    assert_close(ious[..., 0], ((masks & truth).sum((-2, -1)) / union)[..., 0])
+    assert batch["input_points"].shape == (2, 3, 1, 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_was_cut_off_ends_where_the_other_does(
+    model, folder, tmp_path, mode, monkeypatch
+):
+    options = {"mode": mode, "max_steps": 6, "save_steps": 2, "gradient_accumulation_steps": 2}
+    whole = tune(random_model(small_config()), folder, tmp_path / "whole", **options)
+    step, count = SegmentAnythingTrainer.training_step, iter(range(100))
+
+    def fail(self, *args, **kwargs):
+        if next(count) == 9:  # in the fifth step
+            raise RuntimeError("power cut")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SegmentAnythingTrainer, "training_step", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        tune(model, folder, tmp_path / "cut", **options)
+    monkeypatch.undo()
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-5").mkdir()  # was not written to its end
+    resumed = tune(random_model(small_config()), folder, tmp_path / "cut", resume=True, **options)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    losses = [[entry["loss"] for entry in run.log if "loss" in entry] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_where_the_other_does(folder, tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests import test_finetuning as tests
+step, count = tests.SegmentAnythingTrainer.training_step, iter(range(100))
+def kill(self, *args, **kwargs):
+    if next(count) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+tests.SegmentAnythingTrainer.training_step = kill
+model = tests.random_model(tests.small_config())
+tests.tune(model, {str(folder)!r}, {str(tmp_path / "cut")!r}, save_steps=2)
+"""
+    with pytest.raises(AssertionError):
+        run_python(code)
+    assert Path(find_checkpoint(tmp_path / "cut" / "checkpoints")).name == "checkpoint-2"
+    models = [random_model(small_config()) for _ in range(2)]
+    whole = tune(models[0], folder, tmp_path / "whole", save_steps=2).model
+    resumed = tune(models[1], folder, tmp_path / "cut", save_steps=2, resume=True).model
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_an_earlier_run_is_not_overwritten(model, folder, tmp_path):
+    tune(model, folder, tmp_path / "tuned", max_steps=1)
+    with pytest.raises(ValueError, match="checkpoints of an earlier run"):
+        tune(model, folder, tmp_path / "tuned", max_steps=1)
+
+
+def test_faulty_samples_are_refused_or_skipped(model, tmp_path):
+    folder = write_folder(tmp_path / "data")
+    (folder / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(AnnotationError, match=r"1 of 3 samples are faulty: 1\.png: the image"):
+        tune(model, folder, tmp_path / "tuned")
+    result = tune(model, folder, tmp_path / "tuned", faults="skip")
+    assert [message.split(":")[0] for message in result.faults] == ["1.png"]
+    assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+
+
+def test_modes_are_checked(model):
+    with pytest.raises(ValueError, match="one of all, decoder, lora, got 'encoder'"):
+        prepare_model(model, "encoder")
+
+
+@pytest.mark.parametrize("mode", ["all", "lora"])
+def test_checkpointing_changes_nothing_but_memory(model, mode):
+    torch.manual_seed(0)
+    learner = prepare_model(model, mode).train()
+    pixels = torch.randn(1, 3, 96, 64)
+    labels = torch.zeros(1, 2, 24, 16)
+    labels[:, :, 4:15, 3:9] = 1
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            inner = learner if mode == "all" else learner.get_base_model()
+            inner.activation_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(5)
+        learner.zero_grad()
+        learner(pixel_values=pixels, labels=labels)["loss"].backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_bfloat16_learns_alike(model, folder, tmp_path):
+    logs = [
+        tune(random_model(small_config()), folder, tmp_path / str(bf16), mode="all", bf16=bf16).log
+        for bf16 in (False, True)
+    ]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_together(folder, tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests import test_finetuning as tests
+model = tests.random_model(tests.small_config())
+result = tests.tune(model, {str(folder)!r}, {str(tmp_path / "tuned")!r}, max_steps=2)
+print("rank", result.model.mask_decoder.iou_token.weight.double().sum().item())
+"""
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    launch = f"""
+import subprocess, sys
+command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+done = subprocess.run([*command, {str(script)!r}], capture_output=True, text=True)
+assert done.returncode == 0, done.stderr
+result = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("rank")]
+"""
+    sums = run_python(launch)
+    assert len(sums) == 2
+    assert sums[0] == sums[1]
+    loaded = SegmentAnythingModel.from_pretrained(tmp_path / "tuned")
+    total = loaded.mask_decoder.iou_token.weight.double().sum().item()
+    assert total == pytest.approx(float(sums[0]), rel=1e-6)
+
+
+@pytest.mark.tf
+def test_keras_loads_the_result(model, folder, tmp_path):
+    from segment_anything_transformers import TFSegmentAnythingModel
+
+    tuned = tune(model, folder, tmp_path / "tuned", max_steps=1).model
+    theirs = TFSegmentAnythingModel.from_pretrained(tmp_path / "tuned").state_dict()
+    for name, tensor in tuned.state_dict().items():
+        np.testing.assert_array_equal(theirs[name], tensor.numpy())

@@ -1,0 +1,71 @@
+"""`fit` over a folder of images and masks."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+import numpy as np
+import pytest
+
+from segment_anything_transformers import SegmentAnythingImageProcessor, SegmentAnythingProcessor
+from segment_anything_transformers.annotations import folder_samples
+from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.samples import AnnotationError
+from segment_anything_transformers.training_data_tf import ObjectBatches
+from tests.fake_backend import small_config
+from tests.sample_folders import rectangles, write_folder
+
+pytestmark = pytest.mark.tf
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", count=5)
+
+
+@pytest.fixture
+def processor():
+    return SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(small_config()))
+
+
+def test_batches_have_a_prompt_for_every_object(folder, processor):
+    batches = ObjectBatches(folder_samples(folder), processor, batch_size=2, objects_per_image=3)
+    assert len(batches) == 3
+    inputs, labels = batches[0]
+    assert labels.shape == (2, 3, 48, 32)
+    expected = [rectangles(int(seed))[1] for seed in batches._order[:2]]
+    for sets, masks in zip(labels, expected, strict=True):
+        wanted = processor.image_processor(
+            np.zeros((64, 64, 3), np.uint8), masks.astype(int), return_tensors="np"
+        )["labels"][0]
+        found = {mask.tobytes() for mask in sets}
+        assert found == {mask.tobytes() for mask in wanted}  # both of two, one of them twice
+    has_point = inputs["input_labels"][..., 0] == 1
+    has_box = (inputs["input_boxes"][:, :, 0] >= 0).all(axis=-1)
+    np.testing.assert_array_equal(has_point, ~has_box)
+    assert inputs["pixel_values"].shape == (2, 3, 96, 64)
+    assert batches[2][1].shape[0] == 1
+    order = batches._order.copy()
+    batches.on_epoch_end()
+    assert sorted(batches._order) == sorted(order)
+
+
+@pytest.mark.slow
+def test_fit_learns_from_a_folder(folder, processor):
+    keras.utils.set_random_seed(0)
+    model = TFSegmentAnythingModel(small_config())
+    model.compile(keras.optimizers.AdamW(2e-3))
+    samples = folder_samples(folder)[:4]
+    batches = ObjectBatches(samples, processor, objects_per_image=2)
+    history = model.fit(batches, epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+
+
+def test_faults_are_refused_or_skipped(folder, processor):
+    (folder / "masks" / "3.png").unlink()
+    with pytest.raises(AnnotationError, match=r"1 of 5 samples are faulty: 3\.png: it has no mask"):
+        ObjectBatches(folder_samples(folder), processor)
+    batches = ObjectBatches(folder_samples(folder), processor, faults="skip")
+    assert len(batches.samples) == 4
+    assert len(batches.faults) == 1
