@@ -6,7 +6,8 @@
         --decay-steps 2000
 
 The model starts from what is known before (`training_start.py`), and learns from more than the
-paper's loss (`training_loss.py`). `--precision bf16` is for what computes in it quickly, new processors too.
+paper's loss (`training_loss.py`). `--precision bf16` is for what computes in it quickly, new
+processors too.
 
 `torchrun --nproc-per-node 2 -m examples.train_sam_vit_t ...` trains in two processes, each with
 `--batch-size` images a step; on a CPU that is faster than two threads in one.
