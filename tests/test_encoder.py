@@ -12,7 +12,7 @@ from tests.tiny import random_images, random_model
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("scores_at_once", [1, 50, 700, 10_000, 1 << 21])
+@pytest.mark.parametrize("scores_at_once", [1, 50, 400, 700, 10_000, 1 << 21])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
 def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementation):

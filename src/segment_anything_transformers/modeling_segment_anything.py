@@ -224,7 +224,7 @@ class EncoderAttention(nn.Module):
                 self.drop_attention if self.training else 0.0,
                 self.config._attn_implementation,
             )
-            parts.append(mixed)
+            parts.append(mixed.flatten(0, 1))  # the last rows may be fewer
         return torch.cat(parts).view_as(query)
 
     def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
