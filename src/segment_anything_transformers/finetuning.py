@@ -308,11 +308,7 @@ def finetune(
         ValueError: `output` has checkpoints of an earlier run, or an argument makes no sense.
     """
     output = Path(output)
-    last_checkpoint = find_checkpoint(output / "checkpoints")
-    if last_checkpoint is not None and not resume:
-        raise ValueError(
-            f"{output} has checkpoints of an earlier run. Resume it, or choose another output."
-        )
+    last_checkpoint = _checkpoint_to_resume(output, resume)
     loaded: Any = SegmentAnythingModel.from_pretrained(model) if isinstance(model, str) else model
     processor = processor or SegmentAnythingProcessor(
         SegmentAnythingImageProcessor.from_config(loaded.config)
@@ -338,13 +334,29 @@ def finetune(
     is_measured = eval_data is not None and last_checkpoint is None
     before = [{**trainer.evaluate(), "step": 0}] if is_measured else []
     trainer.train(resume_from_checkpoint=last_checkpoint)
-    trained = learner.merge_and_unload() if mode == "lora" else learner
-    plain = as_class(trained, SegmentAnythingModel).eval()
+    tuned = trained_model(learner)
     if trainer.is_world_process_zero():
-        plain.save_pretrained(output)
+        tuned.save_pretrained(output)
         processor.save_pretrained(output)
     messages = [message for dataset in datasets for message in dataset.faults]
-    return Finetuned(plain, before + trainer.state.log_history, messages)
+    return Finetuned(tuned, before + trainer.state.log_history, messages)
+
+
+def trained_model(learner: Any) -> SegmentAnythingModel:
+    """What `prepare_model` returned as a plain model in evaluation mode, adapters merged in."""
+    is_plain = isinstance(learner, InteractiveSegmentAnythingModel)
+    merged = learner if is_plain else learner.merge_and_unload()
+    return as_class(merged, SegmentAnythingModel).eval()
+
+
+def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+    """The last checkpoint of a run that is to go on, None if a run begins."""
+    last = find_checkpoint(output / "checkpoints")
+    if last is not None and not resume:
+        raise ValueError(
+            f"{output} has checkpoints of an earlier run. Resume it, or choose another output."
+        )
+    return last
 
 
 def _samples(source: Samples | str | Path) -> Samples:
