@@ -201,6 +201,20 @@ class SegmentAnythingTrainer(Trainer):
         finally:
             self.data_collator = learning_collator
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Learns from a batch, as `Trainer` does.
+
+        Raises:
+            ValueError: The loss is NaN or infinite. The weights are as they were before.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item():g}: training came "
+                f"apart. Take a learning rate lower than {self.args.learning_rate:g}."
+            )
+        return loss
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Loss and IoUs of a batch; the true masks are not gathered, which would need memory."""
         loss, ious, _ = super().prediction_step(*args, **kwargs)
@@ -305,7 +319,8 @@ def finetune(
     Raises:
         AnnotationError: Samples are faulty and not to be skipped, or all are.
         ModuleNotFoundError: A library is missing; the message says how to install it.
-        ValueError: `output` has checkpoints of an earlier run, or an argument makes no sense.
+        ValueError: `output` has checkpoints of an earlier run, an argument makes no sense, or the
+            loss becomes NaN.
     """
     output = Path(output)
     last_checkpoint = _checkpoint_to_resume(output, resume)
