@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def run_finetune(args: argparse.Namespace) -> int:
         raise UsageError("finetune trains in PyTorch; Keras models learn with their fit")
     if args.dtype != "float32":
         raise UsageError("finetune learns in float32; --bf16 computes in bfloat16")
+    args.quiet |= os.environ.get("RANK", "0") != "0"  # of several processes one speaks
     samples = read_samples(args)
     held_out = read_samples(args, args.eval_data, args.eval_images) if args.eval_data else None
     make_folder(args.output)
