@@ -55,9 +55,10 @@ def read_samples(
     """
     from .annotations import load_samples
 
-    source = (args.data, args.images) if data is None else (data, images)
+    if data is None:
+        data, images = args.data, args.images
     with usage_errors():
-        return load_samples(*source, args.ignore_value, args.split)
+        return load_samples(data, images, args.ignore_value, args.split)
 
 
 def faults_asked(args: argparse.Namespace) -> Faults:
