@@ -30,6 +30,7 @@ from segment_anything_transformers import (
     load_samples,
 )
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
+from segment_anything_transformers.finetuning import Finetuned
 from segment_anything_transformers.quality_measures import deepest_point
 from segment_anything_transformers.samples import Samples
 
@@ -74,16 +75,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    options = arguments()
-    shutil.rmtree(options.output, ignore_errors=True)
-    train = load_samples(write_cells(options.output / "cells", options.images, seed=1))
-    held_out = load_samples(write_cells(options.output / "held-out", options.held_out, seed=2))
-    model = SegmentAnythingModel.from_pretrained(options.model)
-    before = evaluate(model, held_out, CLICKS)
-    columns = {"one click each, before": clicked(model, held_out[:SHOWN])}
-    start = time.monotonic()
-    result = finetune(
+def learn(model: SegmentAnythingModel, train: Samples, options: argparse.Namespace) -> Finetuned:
+    return finetune(
         model,
         train,
         options.output / "tuned",
@@ -96,6 +89,18 @@ def main() -> None:
         callbacks=[StopAfter(60 * options.minutes)],
         use_cpu=True,
     )
+
+
+def main() -> None:
+    options = arguments()
+    shutil.rmtree(options.output, ignore_errors=True)
+    train = load_samples(write_cells(options.output / "cells", options.images, seed=1))
+    held_out = load_samples(write_cells(options.output / "held-out", options.held_out, seed=2))
+    model = SegmentAnythingModel.from_pretrained(options.model)
+    before = evaluate(model, held_out, CLICKS)
+    columns = {"one click each, before": clicked(model, held_out[:SHOWN])}
+    start = time.monotonic()
+    result = learn(model, train, options)
     seconds = time.monotonic() - start
     after = evaluate(result.model, held_out, CLICKS)
     for name, evaluation in (("before", before), ("after", after)):

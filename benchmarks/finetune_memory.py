@@ -20,7 +20,7 @@ import torch
 from benchmarks.finetuning import page
 from benchmarks.speeds.measure import machine
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
-from segment_anything_transformers.finetuning import prepare_model
+from segment_anything_transformers.finetuning_model import prepare_model
 
 MODES = ("decoder", "all")
 

@@ -15,12 +15,8 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
     load_samples,
 )
-from segment_anything_transformers.finetuning import (
-    SegmentAnythingTrainer,
-    prepare_model,
-    trained_model,
-    training_arguments,
-)
+from segment_anything_transformers.finetuning import SegmentAnythingTrainer, training_arguments
+from segment_anything_transformers.finetuning_model import prepare_model, trained_model
 from segment_anything_transformers.training_data import ObjectsDataset, keep_embeddings
 
 

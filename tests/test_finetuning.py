@@ -17,11 +17,13 @@ from segment_anything_transformers import (
 )
 from segment_anything_transformers.annotations import folder_samples
 from segment_anything_transformers.finetuning import (
-    InteractiveSegmentAnythingModel,
     SegmentAnythingTrainer,
-    as_class,
     find_checkpoint,
     finetune,
+)
+from segment_anything_transformers.finetuning_model import (
+    InteractiveSegmentAnythingModel,
+    as_class,
     prepare_model,
 )
 from segment_anything_transformers.quality_measures import masks_iou
