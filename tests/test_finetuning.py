@@ -15,6 +15,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingProcessor,
 )
+from segment_anything_transformers import loss_segment_anything as losses
 from segment_anything_transformers.annotations import folder_samples
 from segment_anything_transformers.finetuning import (
     SegmentAnythingTrainer,
@@ -262,6 +263,28 @@ def test_checkpointing_changes_nothing_but_memory(model, mode):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulated_batches_are_one_batch(tmp_path, mode, monkeypatch):
+    """Two images one after the other move the weights as both at once do."""
+    folder = write_folder(tmp_path / "data", count=2)
+    monkeypatch.setattr(losses, "_uniform", lambda shape, device: torch.full(shape, 0.25))
+    monkeypatch.setattr(losses, "_normal", lambda shape, device: torch.zeros(shape))
+    options = {"mode": mode, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+    start, results = weights(random_model(small_config())), []
+    for batch_size in (1, 2):
+        sizes = {
+            "per_device_train_batch_size": batch_size,
+            "gradient_accumulation_steps": 2 // batch_size,
+        }
+        output = tmp_path / str(batch_size)
+        tuned = tune(random_model(small_config()), folder, output, **options, **sizes)
+        results.append(weights(tuned.model))
+    moved = {name for name, tensor in results[0].items() if not tensor.equal(start[name])}
+    assert any(name.startswith("mask_decoder") for name in moved)
+    for name, tensor in results[0].items():
+        assert_close(results[1][name] - start[name], tensor - start[name], rtol=1e-3, atol=1e-6)
 
 
 def test_bfloat16_learns_alike(model, folder, tmp_path):
