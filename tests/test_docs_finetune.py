@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.finetuning import page as measured
 from segment_anything_transformers.cli_arguments import build_parser
+from tests.markdown import code_blocks
 
 PATH = Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md"
 PAGE = PATH.read_text()
@@ -19,7 +20,7 @@ PAGE = PATH.read_text()
 def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    for block in code_blocks(PAGE, "python"):
         exec(compile(block, "fine-tune.md", "exec"), names)
     figures = names["after"].means()["all"]
     assert figures["objects"] == 6
