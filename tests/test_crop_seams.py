@@ -142,6 +142,13 @@ def test_a_mask_that_is_cut_elsewhere_does_not_join_a_whole_one():
     assert merge_cut_masks(masks, SIZE_HW).rles.tolist() == masks_to_rles(whole[None])
 
 
+def test_a_cut_edge_that_no_other_piece_shows_is_none():
+    bar = box_mask(100, 40, 590, 90)
+    gap = box_mask(230, 40, 256, 90)  # from the edge of the right crop on
+    masks = pieces((bar & ~gap, TOP_LEFT), (bar, TOP_RIGHT))
+    assert len(merge_cut_masks(masks, SIZE_HW).rles) == 0
+
+
 def test_of_two_pieces_of_one_crop_the_one_that_agrees_better_is_taken():
     bar = box_mask(100, 40, 590, 90)
     wider = bar | box_mask(100, 90, 590, 100)

@@ -14,7 +14,8 @@ from .found_masks import FoundMasks
 from .mask_ops import EDGE_TOLERANCE, RLE, cut_sides, rle_area
 
 _LEAST_AGREEMENT = 0.7
-"""IoU, in the overlap of their crops, from which two masks show the same object."""
+"""IoU, in the overlap of their crops, from which two masks show the same object; and the share of a
+piece at a cut edge that other pieces have to show."""
 
 
 def by_cut(masks: FoundMasks, size_hw: tuple[int, int]) -> tuple[FoundMasks, FoundMasks]:
@@ -86,16 +87,17 @@ def _possible_continuations(masks: FoundMasks, cut: np.ndarray, first: int) -> l
 
 
 def _is_whole(masks: FoundMasks, cut: np.ndarray, pieces: np.ndarray) -> bool:
-    """Whether every pixel at a cut edge lies in the crop of a piece that reaches further."""
-    crops = masks.crop_boxes[pieces]
+    """Whether what each piece shows at a cut edge is shown by pieces that see beyond it."""
+    crops, rles = masks.crop_boxes[pieces], masks.rles[pieces]
     for index, side in zip(*np.nonzero(cut[pieces]), strict=True):
-        strip = _edge_strip(crops[index], side)
-        rle = masks.rles[pieces[index]]
-        at_edge = overlap(rle, box_rle(strip, rle["size"]))
-        sign = -1 if side < 2 else 1
-        further = crops[(crops[:, side] - crops[index, side]) * sign > 0]
-        parts = [box_rle(_intersection(strip, crop), rle["size"]) for crop in further]
-        if not parts or overlap(rle, union(parts)) < at_edge:
+        beyond = (crops[:, side] - crops[index, side]) * (-1, -1, 1, 1)[side] > 0
+        if not beyond.any():
+            return False
+        strip = box_rle(_edge_strip(crops[index], side), rles[index]["size"])
+        others = union(rles[beyond])
+        at_edge = overlap(rles[index], strip)
+        either = overlap(union([rles[index], others]), strip)
+        if at_edge + overlap(others, strip) - either < _LEAST_AGREEMENT * at_edge:
             return False
     return True
 
@@ -105,11 +107,6 @@ def _edge_strip(crop: np.ndarray, side: int) -> np.ndarray:
     strip, width = crop.copy(), 1 + int(EDGE_TOLERANCE)
     strip[(side + 2) % 4] = crop[side] + (width if side < 2 else -width)
     return np.concatenate([np.maximum(strip[:2], crop[:2]), np.minimum(strip[2:], crop[2:])])
-
-
-def _intersection(box: np.ndarray, other: np.ndarray) -> np.ndarray:
-    start = np.maximum(box[:2], other[:2])
-    return np.concatenate([start, np.maximum(start, np.minimum(box[2:], other[2:]))])
 
 
 def _joined(pieces: FoundMasks) -> FoundMasks:
