@@ -128,7 +128,8 @@ class TorchBackend:
 
     Args:
         model: The model.
-        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own.
+        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own, or
+            "int8" for the linear layers of the encoder.
     """
 
     name = "torch"
@@ -138,12 +139,16 @@ class TorchBackend:
         import torch
 
         name = str(dtype).removeprefix("torch.")
-        if dtype is not None and name not in ("float32", "bfloat16", "float16"):
+        if dtype is not None and name not in ("float32", "bfloat16", "float16", "int8"):
             raise ValueError(
-                f'dtype must be "float32", "bfloat16" or "float16", got {name!r}. None keeps the '
-                "precision that the model has."
+                f'dtype must be "float32", "bfloat16", "float16" or "int8", got {name!r}. None '
+                "keeps the precision that the model has."
             )
-        if dtype is not None and getattr(torch, name) != model.dtype:
+        if name == "int8":
+            from .int8_linear import use_int8_linears
+
+            model = use_int8_linears(deepcopy(model))
+        elif dtype is not None and getattr(torch, name) != model.dtype:
             model = deepcopy(model).to(getattr(torch, name))
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config

@@ -58,8 +58,9 @@ class SAMPredictor:
             By default the image processor that belongs to the model's configuration.
         dtype: Precision to run a PyTorch model in: "bfloat16" and "float16" are faster where the
             processor or the GPU computes in them, and masks differ at a few pixels of their edge.
-            A copy of the model is made then; a model loaded with `dtype=` needs none. By default
-            the model's own.
+            "int8" rounds the weights of the encoder's linear layers, and their inputs, to 8 bits;
+            masks differ more. A copy of the model is made then; a model loaded with `dtype=`
+            needs none. By default the model's own.
 
     Source: the class SAMPredictor of the specification.
     """
