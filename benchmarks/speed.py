@@ -5,7 +5,9 @@
 
 Weights are random and seeded, the same in all contestants, or those in the package (`sam_vit_t`).
 Times are the best of several rounds in which the contestants take turns; peak memory is that of a
-process of its own, above what it holds when the weights are loaded. Linux only.
+process of its own, above what it holds when the weights are loaded. GFLOP are the operations of the
+products that PyTorch does; the machine's rate is that of a large matrix product in the same process
+as the timing. Linux only.
 """
 
 import argparse
@@ -14,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speeds import measure, report
+from benchmarks.speeds import measure, page, report
 from benchmarks.speeds.cases import CASES
 
 RESULTS = Path(__file__).parent / "speeds" / "results.json"
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def arguments() -> argparse.Namespace:
@@ -28,19 +29,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="instead of each case's own number")
     parser.add_argument("--skip", nargs="*", default=[], help="contestants to leave out")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--child", choices=["time", "memory"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["time", "memory", "operations"], help=argparse.SUPPRESS)
     parser.add_argument("--contestants", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 @torch.no_grad()
 def measured(options: argparse.Namespace) -> dict:
-    """What the parent process asked for: times of some contestants, or the memory of one."""
+    """What the parent process asked for: times of some contestants, or another figure of one."""
     case = CASES[options.only[0]]
     calls = {name: case.makers[name]() for name in options.contestants}
     if options.child == "time":
-        return measure.best_times(calls, options.rounds)
+        rate = measure.matrix_product_rate(case.dtype) if case.operations else 0.0
+        return {"rate": rate, "seconds": measure.best_times(calls, options.rounds)}
     (call,) = calls.values()
+    if options.child == "operations":
+        return {"operations": measure.operations(call)}
     return measure.time_and_memory(call)
 
 
@@ -48,15 +52,23 @@ def compare(name: str, options: argparse.Namespace) -> dict:
     """All figures of a case."""
     case = CASES[name]
     names = [contestant for contestant in case.makers if contestant not in options.skip]
-    rounds = options.rounds or case.rounds
-    times = measure.in_process(name, "time", names, options.threads, rounds)
-    memory = {}
+
+    def child(what: str, contestants: list[str], rounds: int = 1) -> dict:
+        arguments = ["--child", what, "--only", name, "--rounds", str(rounds)]
+        arguments += ["--contestants", *contestants]
+        return measure.in_process("benchmarks.speed", arguments, options.threads)
+
+    memory: dict[str, dict] = {}
     if case.memory and not options.no_memory:
-        for contestant in names:
-            memory[contestant] = measure.in_process(
-                name, "memory", [contestant], options.threads, 1
-            )
-    return {"seconds": times, "memory": memory}
+        memory = {contestant: child("memory", [contestant]) for contestant in names}
+    rounds = options.rounds or case.rounds
+    if rounds or not memory:
+        results = child("time", names, max(rounds, 1))
+    else:
+        results = {"seconds": {contestant: memory[contestant]["seconds"] for contestant in names}}
+    counted = [contestant for contestant in names if contestant in case.operations]
+    operations = {one: child("operations", [one])["operations"] for one in counted}
+    return {**results, "memory": memory, "operations": operations}
 
 
 def main() -> None:
@@ -71,7 +83,7 @@ def main() -> None:
         results.setdefault("cases", {})[name] = compare(name, options)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(report.table(name, results["cases"][name]))
-    PAGE.write_text(report.page(results))
+    page.write_part("speed", report.part(results))
 
 
 if __name__ == "__main__":

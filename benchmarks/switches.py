@@ -2,44 +2,63 @@
 
     python -m benchmarks.switches
 
-Everything in the photographs of scikit-image with the model in the package, at thresholds that let
+Everything in photographs of scikit-image with the model in the package, at thresholds that let
 three masks in ten pass. `found again` is the share of the masks found without the switch of which
-one found with it has an IoU of at least 0.9 (0.98 for a precision).
+one found with it has an IoU of at least 0.9 (0.98 for a precision or a compiled encoder).
 """
 
+import argparse
+import time
 import warnings
-from typing import Any
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import numpy as np
 import skimage.data
-from rich.console import Console
-from rich.table import Table
+import torch
+from PIL import Image
 
-from segment_anything_transformers import (
-    SAMAutomaticMaskGenerator,
-    SAMPredictor,
-    SegmentAnythingModel,
-    mask_ops,
-)
+from benchmarks.speeds import measure, page
+from benchmarks.speeds.calls import thresholds
+from segment_anything_transformers import SAMAutomaticMaskGenerator, SegmentAnythingModel
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-SWITCHES: dict[str, tuple[dict[str, Any], float]] = {
-    "skip_covered_points=True": ({"skip_covered_points": True}, 0.9),
-    'dtype="bfloat16"': ({"dtype": "bfloat16"}, 0.98),
-    'dtype="float16"': ({"dtype": "float16"}, 0.98),
+
+
+def compiled(model: Any) -> Any:
+    """A copy whose encoder PyTorch compiles in the first call."""
+    model = deepcopy(model)
+    model.image_encoder.compile()
+    return model
+
+
+class Switch(NamedTuple):
+    options: dict[str, Any]  # of the generator
+    least_iou: float  # from which a mask counts as found again
+    prepare: Callable[[Any], Any] = lambda model: model
+
+
+SWITCHES = {
+    "skip_covered_points=True": Switch({"skip_covered_points": True}, 0.9),
+    'dtype="bfloat16"': Switch({"dtype": "bfloat16"}, 0.98),
+    'dtype="float16"': Switch({"dtype": "float16"}, 0.98),
+    'dtype="int8"': Switch({"dtype": "int8"}, 0.98),
+    "model.image_encoder.compile()": Switch({}, 0.98, compiled),
 }
 
 
-def everything(model, image, points_per_side=32, **options):
-    """Masks of an image, and how many points the model was asked about."""
-    predictor = SAMPredictor(model)
-    predictor.set_image(image)
-    clicks = mask_ops.point_grid(8)[:, None] * image.shape[1::-1]
-    threshold = float(np.quantile(predictor.predict_logits(clicks)[1], 0.7))
-    generator = SAMAutomaticMaskGenerator(
-        model, points_per_side, 64, threshold, stability_score_thresh=0.5, **options
-    )
-    asked, backend = [], generator.predictor.backend
+class Found(NamedTuple):
+    masks: list[np.ndarray]
+    points: int  # that the model was asked about
+    seconds: float
+
+
+def everything(model, image, points_per_side, options) -> Found:
+    """What is found in an image; the time is that of a second run."""
+    generator = SAMAutomaticMaskGenerator(model, points_per_side, **options)
+    asked: list[int] = []
+    backend: Any = generator.predictor.backend
     decode = backend.decode_above
 
     def counting(embeddings, points, *others):
@@ -47,7 +66,12 @@ def everything(model, image, points_per_side=32, **options):
         return decode(embeddings, points, *others)
 
     vars(backend)["decode_above"] = counting
-    return [record["segmentation"] for record in generator.generate(image)], sum(asked)
+    generator.generate(image)
+    asked.clear()
+    start = time.perf_counter()
+    records = generator.generate(image)
+    seconds = time.perf_counter() - start
+    return Found([record["segmentation"] for record in records], sum(asked), seconds)
 
 
 def found_again(masks, others, least):
@@ -63,19 +87,39 @@ def found_again(masks, others, least):
     return again / len(masks)
 
 
-def main():
+def photograph(name: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-image, on where its files lie
+        return Image.fromarray(getattr(skimage.data, name)())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--photographs", nargs="+", default=PHOTOGRAPHS)
+    parser.add_argument("--screen", action="store_true", help="leave docs/benchmarks.md as it is")
+    options = parser.parse_args()
     model = SegmentAnythingModel.from_pretrained("sam_vit_t").eval()
-    table = Table("switch", "photograph", "masks", "with it", "found again", "points asked")
-    for name in PHOTOGRAPHS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = getattr(skimage.data, name)()
-        masks, _ = everything(model, image)
-        for switch, (options, least) in SWITCHES.items():
-            others, asked = everything(model, image, **options)
-            share = f"{found_again(masks, others, least):.1%}"
-            table.add_row(switch, name, f"{len(masks)}", f"{len(others)}", share, f"{asked}")
-    Console().print(table)
+    models = {name: switch.prepare(model) for name, switch in SWITCHES.items()}
+    rows = []
+    for name in options.photographs:
+        image = photograph(name)
+        limits = thresholds(model, image)
+        plain = everything(model, image, options.points_per_side, limits)
+        for title, (switched, least, _) in SWITCHES.items():
+            found = everything(
+                models[title], image, options.points_per_side, {**limits, **switched}
+            )
+            share = f"{found_again(plain.masks, found.masks, least):.1%}"
+            counts = [f"{len(plain.masks)}", f"{len(found.masks)}", share]
+            work = [f"{found.points / plain.points:.2f}", f"{found.seconds / plain.seconds:.2f}"]
+            rows.append([f"`{title}`", name, *counts, *work])
+    heads = ["switch", "photograph", "masks", "with it", "found again", "points", "time"]
+    table = page.table(heads, sorted(rows))
+    print(table)
+    if not options.screen:
+        machine = page.machine_lines(measure.machine(torch.get_num_threads()))
+        page.write_part("switches", "\n\n".join([machine, table]))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class FakeBackend:
     """Remembers what it was given. The embedding of an image is its mean value."""
 
     name = "fake"
+    encodes_aside = False
 
     def __init__(self, config):
         self.config = config
@@ -83,3 +84,28 @@ class FakeBackend:
     def decode_above(self, image_embeddings, points, labels, iou_threshold):
         outputs = self.decode(image_embeddings, points, labels, None, None, True)
         return GoodMasks.above(iou_threshold, *outputs)
+
+
+class ColourBackend(FakeBackend):
+    """Finds what has the colour of the click; rates black low. Its embedding is a small image."""
+
+    def encode_images(self, pixel_values):
+        self.encoded.append(pixel_values)
+        height, width = self.config.mask_size()
+        step_y, step_x = (
+            side // small
+            for side, small in zip(pixel_values.shape[2:], (height, width), strict=True)
+        )
+        return pixel_values[:, :, ::step_y, ::step_x].copy()
+
+    def decode(self, image_embeddings, points, labels, boxes, masks, multimask_output):
+        [image] = image_embeddings
+        steps = np.array(self.config.input_size[::-1]) / image.shape[:0:-1]
+        x, y = (points[:, 0] // steps).astype(int).T
+        colours = image[:, y, x]  # (C, P)
+        same = np.abs(image[:, None] - colours[..., None, None]).max(axis=0) < 1e-3
+        logits = np.where(same, np.float32(9), np.float32(-9))
+        scores = np.where(colours.max(axis=0) > -1, 0.95, 0.1).astype(np.float32)
+        return np.repeat(logits[:, None], 3, axis=1), np.stack(
+            [scores, scores - 0.5, scores * 0], 1
+        )

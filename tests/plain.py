@@ -1,4 +1,6 @@
-"""Encoder and decoder as the paper draws them, every tensor written out: what ours must equal.
+"""Encoder, decoder and mask generation as the paper has them, every tensor written out.
+
+It is what ours must equal.
 
 Slow and large on purpose. The functions use the weights of a `SegmentAnythingModel` and nothing
 else of it. Not for padded prompts.
@@ -6,6 +8,10 @@ else of it. Not for padded prompts.
 
 import torch
 from torch.nn import functional as F
+
+from segment_anything_transformers.image_processing_segment_anything import (
+    SegmentAnythingImageProcessor,
+)
 
 
 def heads_of(tokens, heads):
@@ -129,3 +135,49 @@ def mix(attention, tokens):
     scores = scores + torch.einsum("nhyxc,xkc->nhyxk", query, relative_w)[..., None, :]
     mixed = scores.flatten(4).flatten(2, 3).softmax(-1) @ value
     return attention.proj(mixed.transpose(1, 2).flatten(2)).view_as(tokens)
+
+
+def everything(model, image, points, pred_iou_thresh, stability_score_thresh, offset, box_nms):
+    """Masks (n, H0, W0) and scores (n,) of everything in an image (H0, W0, 3), the best first.
+
+    Each click is decoded alone, and each of its masks exists at the size of the model's input and
+    at that of the image.
+    """
+    processor = SegmentAnythingImageProcessor.from_config(model.config)
+    inputs = processor(image, return_tensors="pt")
+    embedding = encode(model, inputs["pixel_values"])[0]
+    (height, width), size_hw = inputs["reshaped_input_sizes"][0].tolist(), image.shape[:2]
+    scale = torch.tensor([width / size_hw[1], height / size_hw[0]])
+    found = []
+    for point in torch.as_tensor(points, dtype=torch.float32):
+        click = {
+            "input_points": (point * scale)[None, None],
+            "input_labels": torch.ones(1, 1, dtype=torch.long),
+        }
+        logits, scores = decode_one(model, embedding, click)
+        logits = F.interpolate(logits[:, 1:], tuple(model.config.input_size), mode="bilinear")
+        logits = F.interpolate(logits[..., :height, :width], size_hw, mode="bilinear")[0]
+        lax, strict = ((logits > move).sum((1, 2)) for move in (-offset, offset))
+        stability = strict / lax.clamp(min=1)
+        is_good = (scores[0, 1:] > pred_iou_thresh) & (stability >= stability_score_thresh)
+        found += [(scores[0, 1 + k].item(), logits[k] > 0) for k in is_good.nonzero()[:, 0]]
+    found.sort(key=lambda pair: -pair[0])
+    kept = []
+    for score, mask in found:
+        if all(box_iou(mask, other) <= box_nms for _, other in kept):
+            kept.append((score, mask))
+    return torch.stack([mask for _, mask in kept]), torch.tensor([score for score, _ in kept])
+
+
+def box_iou(mask, other):
+    """IoU of the boxes from the first to the last pixel of two masks."""
+    spans = [
+        [(axis.nonzero()[0].item(), axis.nonzero()[-1].item()) for axis in (m.any(0), m.any(1))]
+        for m in (mask, other)
+    ]
+    shared, first, second = 1, 1, 1
+    for (start, end), (other_start, other_end) in zip(*spans, strict=True):
+        shared *= max(0, min(end, other_end) - max(start, other_start))
+        first *= end - start
+        second *= other_end - other_start
+    return shared / max(first + second - shared, 1)

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ def test_a_torch_model_gets_its_adapter():
     assert isinstance(backend, Backend)
     assert backend.name == "torch"
     assert backend.config is model.config
+    assert not backend.encodes_aside  # on the processor that decodes, too
 
 
 def test_another_familys_model_is_refused():
@@ -84,8 +87,8 @@ def test_another_precision_runs_on_a_copy(dtype):
 
 
 def test_a_precision_that_is_none_is_refused():
-    with pytest.raises(ValueError, match='"float32", "bfloat16" or "float16", got \'int8\''):
-        backend_for(random_model(small_config()), "int8")
+    with pytest.raises(ValueError, match='"float16" or "int8", got \'int4\''):
+        backend_for(random_model(small_config()), "int4")
 
 
 def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():
@@ -102,6 +105,32 @@ def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():
         np.testing.assert_allclose(good.mask_logits, expected.mask_logits, rtol=0, atol=1e-6)
         np.testing.assert_allclose(good.iou_scores, expected.iou_scores, rtol=0, atol=1e-6)
         assert good.mask_logits.dtype == good.iou_scores.dtype == np.float32
+
+
+def test_a_model_in_training_mode_is_so_again_after_the_last_of_several_threads():
+    model = random_model(small_config()).train()
+    model.mask_decoder.eval()
+    modes = [module.training for module in model.modules()]
+    inside, may_leave = threading.Event(), threading.Event()
+    encode = model.image_encoder.forward
+
+    def slow_encode(pixels):
+        inside.set()
+        assert may_leave.wait(60)
+        return encode(pixels)
+
+    model.image_encoder.forward = slow_encode
+    backend = backend_for(model)
+    pixels = np.zeros((1, 3, *model.config.input_size), np.float32)
+    with ThreadPoolExecutor(1) as thread:
+        slow = thread.submit(backend.encode_images, pixels)
+        assert inside.wait(60)
+        # another backend of the same model, in another thread
+        backend_for(model).decode_above(torch.zeros(1, 32, 12, 8), np.zeros((1, 1, 2)), None, 0.0)
+        assert not any(module.training for module in model.modules())
+        may_leave.set()
+        assert not slow.result().requires_grad
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_predictor_and_generator_need_no_torch():

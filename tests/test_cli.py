@@ -175,11 +175,28 @@ def test_generate_writes_what_the_generator_finds(run, photo, tmp_path, model, i
     assert content["options"]["points_per_side"] == 2
 
 
+def test_switches_of_the_generator(run, photo, tmp_path, model, image, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(type(model.image_encoder), "compile", lambda self: compiled.append(self))
+    lenient = {"points_per_side": 6, "pred_iou_thresh": -9, "stability_score_thresh": 0}
+    lenient |= {"skip_covered_points": True, "crop_n_layers": 1, "merge_crop_seams": True}
+    options = "--points-per-side 6 --pred-iou-thresh -9 --stability-score-thresh 0"
+    options += " --skip-covered-points --crop-n-layers 1 --merge-crop-seams"
+    assert run(f"generate photo.png {options} --compile")[0] == 0
+    assert len(compiled) == 1
+    content = results(tmp_path / "segmented", "photo")
+    for mask in content["masks"]:
+        del mask["file"]
+    generator = SAMAutomaticMaskGenerator(model, **lenient, output_mode="coco_rle")
+    assert content["masks"] == generator.generate(image)
+    assert lenient.items() <= content["options"].items()
+
+
 def test_generator_options_have_the_generators_names_and_defaults():
     parameters = inspect.signature(SAMAutomaticMaskGenerator).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     not_for_a_command = ("model", "point_grids", "output_mode", "preprocessing")
-    not_for_a_command += ("dtype", "skip_covered_points")  # --dtype is an option of every command
+    not_for_a_command += ("dtype",)  # an option of every command
     expected = {name: defaults[name] for name in defaults if name not in not_for_a_command}
     assert {name: default for name, _, default, _ in GENERATOR_OPTIONS} == expected
 
@@ -253,8 +270,9 @@ def test_pictures_of_every_mode(run, photo, image, mode, tmp_path):
     ]
 
 
-def test_half_precision(run, photo, tmp_path):
-    assert run("predict photo.png --point 30,20 --dtype bfloat16")[0] == 0
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_precisions(run, photo, tmp_path, dtype):
+    assert run(f"predict photo.png --point 30,20 --dtype {dtype}")[0] == 0
     assert len(results(tmp_path / "segmented", "photo")["masks"]) == 1
 
 
@@ -322,7 +340,8 @@ USAGE_ERRORS = {
     "predict photo.png --point 3,4 --model ./nix.pth": "unknown model './nix.pth'",
     "predict photo.png --point 3,4 --model words.jpg": "cannot load the model words.jpg: ",
     "predict photo.png --point 3,4 --model folder": "cannot load the model folder: ",
-    "predict photo.png --point 3,4 --dtype int8": "argument --dtype: invalid choice: 'int8'",
+    "predict photo.png --point 3,4 --dtype int4": "argument --dtype: invalid choice: 'int4'",
+    "generate photo.png --framework tf --dtype int8": "--dtype int8 is PyTorch's",
     "predict photo.png --point 3,4 --device tpu": "the device 'tpu' cannot be used here: ",
     "predict photo.png --point 3,4 --device cpu:x": "the device 'cpu:x' cannot be used here: ",
     "predict photo.png --point 3,4 --colour red": "unrecognized arguments: --colour red",

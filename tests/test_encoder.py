@@ -24,6 +24,20 @@ def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementati
     assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
 
 
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (80, 80)])
+@torch.no_grad()
+def test_a_build_of_pytorch_without_the_fused_product_gives_the_same(monkeypatch, size):
+    model = random_model(small_config(input_size=size))
+    pixels = random_images(model.config)
+    boxes = torch.tensor([[[10.0, 12.0, 50.0, 60.0], [3.0, 4.0, 20.0, 30.0]]])
+    assert modeling._has_fused_product()
+    fused = model(pixels[:1], input_boxes=boxes)
+    monkeypatch.setattr(modeling, "_has_fused_product", lambda: False)
+    plain_products = model(pixels[:1], input_boxes=boxes)
+    for name in ("pred_masks", "iou_scores", "image_embeddings"):
+        assert_close(fused[name], plain_products[name], **TOLERANCE)
+
+
 def test_gradients_equal_those_of_the_plain_form():
     model = random_model(small_config())
     pixels = random_images(model.config)

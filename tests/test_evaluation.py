@@ -21,6 +21,7 @@ class Scripted(FakeBackend):
     """Answers with given masks (calls, P, K, 32, 32), and remembers what it was asked."""
 
     name = "scripted"
+    encodes_aside = False
 
     def __init__(self, box_masks, click_masks, scores):
         self.config = small_config(input_size=SIZE_HW)

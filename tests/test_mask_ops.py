@@ -245,7 +245,7 @@ def test_no_crop_is_empty_however_small_the_image():
 
 
 @pytest.mark.parametrize("tolerance", [20.0, 0.0])
-def test_boxes_near_a_crops_edge_equal_metas(meta_amg, tolerance):
+def test_boxes_that_an_edge_cuts_equal_metas(meta_amg, tolerance):
     size_hw, crop_box = (90, 140), [30, 0, 100, 80]
     boxes = random_boxes(100, 7) + np.array([0, 0, 10, 20])
     expected = meta_amg.is_box_near_crop_edge(
@@ -253,16 +253,17 @@ def test_boxes_near_a_crops_edge_equal_metas(meta_amg, tolerance):
     ).numpy()
     assert expected.any()
     assert not expected.all()
-    near = mask_ops.boxes_near_crop_edge(boxes, crop_box, size_hw, tolerance)
-    np.testing.assert_array_equal(near, expected)
+    cut = mask_ops.cut_sides(boxes + np.array([30, 0, 30, 0]), crop_box, size_hw, tolerance)
+    np.testing.assert_array_equal(cut.any(axis=1), expected)
 
 
-@pytest.mark.parametrize("crop_box", [[0, 0, 53, 37], [4, 9, 57, 46]])
-def test_uncropped_masks_equal_metas(meta_amg, crop_box):
-    masks = random_masks()
-    size_hw = (37, 53) if crop_box[0] == 0 else (60, 71)
-    expected = meta_amg.uncrop_masks(torch.from_numpy(masks), crop_box, *size_hw)
-    np.testing.assert_array_equal(mask_ops.uncrop_masks(masks, crop_box, size_hw), expected.numpy())
+def test_sides_that_an_edge_cuts():
+    crop, size_hw = [100, 0, 300, 200], (400, 300)
+    boxes = np.array([[110, 50, 200, 150], [150, 5, 290, 179], [150, 50, 200, 181]])
+    left, top, right, bottom = mask_ops.cut_sides(boxes, crop, size_hw).T.tolist()
+    assert left == [True, False, False]
+    assert top == right == [False] * 3  # edges of the image
+    assert bottom == [False, False, True]
 
 
 @pytest.mark.parametrize("mode", ["holes", "islands"])

@@ -1,6 +1,8 @@
 """The same weights in our classes and in those of the peers, each ready to be called."""
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +17,7 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModel,
     SegmentAnythingModelConfig,
+    export_onnx,
     mask_ops,
 )
 from tests.parity.peers import huggingface_model, meta_model
@@ -44,16 +47,30 @@ def meta(preset: str = "sam_vit_b"):
     return meta_model(ours(preset))
 
 
-def openvino_encoder(pixels: torch.Tensor):
-    """The encoder of transformers' model, compiled by OpenVINO for float32."""
+def openvino_encoder(pixels: torch.Tensor, precision: str = "f32"):
+    """The encoder of transformers' model, compiled by OpenVINO for "f32" or "bf16"."""
     import openvino
 
     encoder = transformers().vision_encoder
     encoder.config.return_dict = False
     with torch.no_grad():
         converted = openvino.convert_model(encoder, example_input=pixels, input=[*pixels.shape])
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
     return openvino.Core().compile_model(converted, "CPU", options)
+
+
+def onnxruntime_encoder():
+    """Our export of our encoder, in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "onnx-model"
+        export_onnx(ours(), folder)
+        file = folder / "onnx" / "vision_encoder.onnx"
+        return onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
 class TheirImageProcessor(SamImageProcessorPil):

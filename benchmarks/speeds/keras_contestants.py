@@ -1,7 +1,7 @@
 """The Keras class on TensorFlow, with the weights of the PyTorch contestants, and keras-hub's SAM.
 
-keras-hub asks for TensorFlow under the name of its build with CUDA. Beside tensorflow-cpu it is
-installed with `pip install --no-deps keras-hub==0.32.0 kagglehub==1.0.2 kagglesdk==0.1.28`.
+keras-hub asks for TensorFlow under the name of its build with CUDA; `make bench` therefore installs
+it without what it asks for.
 """
 
 import os

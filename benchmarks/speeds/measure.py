@@ -1,4 +1,4 @@
-"""Time and memory of a call, each measured where nothing else disturbs it.
+"""Time, memory and operations of a call, each measured where nothing else disturbs it.
 
 Times of all contestants come from one process in which they take turns, so that a ratio between
 them is one of the same minutes. Memory comes from a process of its own for each contestant.
@@ -11,11 +11,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import torch
+from torch.utils import flop_counter
 
 Call = Callable[[], object]
 
@@ -51,20 +52,45 @@ def time_and_memory(call: Call) -> dict[str, float]:
     return {"seconds": seconds, "peak": peak, "above": peak - before}
 
 
-def in_process(case: str, what: str, names: list[str], threads: int, rounds: int) -> dict:
-    """The result of one measurement in a process of its own, see `benchmarks/speed.py`."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--child", what, "--only", case]
-    command += ["--threads", str(threads), "--rounds", str(rounds), "--contestants", *names]
+def in_process(module: str, arguments: Sequence[str], threads: int) -> dict:
+    """What a module's command prints in a process of its own: JSON on the last line."""
+    command = [sys.executable, "-m", module, *arguments, "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def matrix_product_rate(dtype: torch.dtype, size: int = 3072) -> float:
+def matrix_product_rate(dtype: torch.dtype, device: str = "cpu", size: int = 3072) -> float:
     """Floating-point operations a second in a large matrix product, the best of five."""
-    left, right = torch.randn(2, size, size).to(dtype)
-    seconds = best_times({"product": lambda: left @ right}, 5)["product"]
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
+
+    def product() -> None:
+        _ = left @ right
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    seconds = best_times({"product": product}, 5)["product"]
     return 2 * size**3 / seconds
+
+
+def operations(call: Call) -> int:
+    """Floating-point operations of the matrix products and convolutions that PyTorch does.
+
+    A multiplication and an addition count as two.
+    """
+    aten = torch.ops.aten
+    formulas = {
+        # the fused attention of processors, and a product added in place, are not in PyTorch's list
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+        aten.baddbmm_: lambda added, left, right, **_: flop_counter.bmm_flop(left, right),
+    }
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _attention_operations(query, key, value, *_, **__) -> int:
+    return flop_counter.sdpa_flop_count(query, key, value)
 
 
 def machine(threads: int) -> dict[str, object]:

@@ -1,61 +1,73 @@
-"""The figures as Markdown."""
+"""The figures of the cases as Markdown."""
 
-from .cases import CASES
+from . import page
+from .cases import CASES, Case, Goal
+
+_FIGURES = {
+    "seconds": "time",
+    "above": "peak memory above the weights",
+    "peak": "peak memory, process included",
+}
 
 
-def _ratio(ours: float, theirs: float, goal: float | None) -> str:
-    asked = "" if goal is None else f" (asked: {goal:g})"
-    return f"{ours / theirs:.2f}{asked}"
+def figure(results: dict, kind: str, contestant: str) -> float | None:
+    """Seconds, or bytes of one of the memory's kinds; None if it was not measured."""
+    if kind == "seconds":
+        return results["seconds"].get(contestant)
+    return results["memory"].get(contestant, {}).get(kind)
 
 
 def table(name: str, results: dict) -> str:
-    """One case: seconds, the share of each peer's time that ours takes, memory likewise."""
-    case, seconds, memory = CASES[name], results["seconds"], results["memory"]
-    first = next(iter(seconds))
-    lines = [
-        f"### {case.title}",
-        "",
-        "| | seconds | ours / theirs | peak memory above the weights | ours / theirs |",
-        "|---|---|---|---|---|",
-    ]
-    for contestant, time in seconds.items():
-        cells = [contestant, f"{time:.3g}", "", "", ""]
-        if contestant != first:
-            cells[2] = _ratio(seconds[first], time, case.time_goals.get(contestant))
-        if contestant in memory:
-            above = memory[contestant]["above"]
-            cells[3] = f"{above / 1e9:.2f} GB ({memory[contestant]['peak'] / 1e9:.2f} in all)"
-            if contestant != first:
-                goal = case.memory_goals.get(contestant)
-                cells[4] = _ratio(memory[first]["above"], above, goal)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    """One case: its figures, and what is asked beside what was reached."""
+    case = CASES[name]
+    contestants = [*results["seconds"]]
+    rows = [_row(results, contestant, contestants[0]) for contestant in contestants]
+    heads = ["", "seconds", "ours / theirs", "GFLOP", "of the machine's rate"]
+    heads += ["peak memory above the weights", "ours / theirs"]
+    lines = [f"### {case.title}", "", page.table(heads, rows), ""]
+    return "\n".join([*lines, *_goals(case, results), ""])
 
 
-def page(results: dict) -> str:
-    """docs/benchmarks.md."""
-    machine = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items())
-    tables = "\n".join(
-        table(name, results["cases"][name]) for name in CASES if name in results["cases"]
-    )
-    return f"""# Benchmarks
+def _row(results: dict, contestant: str, first: str) -> list[str]:
+    seconds, above = results["seconds"][contestant], figure(results, "above", contestant)
+    operations = results.get("operations", {}).get(contestant)
+    cells = [contestant, f"{seconds:.3g}", _ratio(results, "seconds", first, contestant)]
+    cells += ["", ""]
+    if operations:
+        cells[3:] = [f"{operations / 1e9:.0f}", f"{operations / seconds / results['rate']:.0%}"]
+    if above is None:
+        return [*cells, "", ""]
+    peak = figure(results, "peak", contestant) or 0
+    cells.append(f"{above / 1e9:.2f} GB ({peak / 1e9:.2f} in all)")
+    return [*cells, _ratio(results, "above", first, contestant)]
 
-Every figure that this site, the README or a model's card quotes comes from a script in the
-repository's folder `benchmarks`, which names the machine it ran on:
 
-```console
-make bench
-```
+def _ratio(results: dict, kind: str, first: str, contestant: str) -> str:
+    ours, theirs = (figure(results, kind, one) for one in (first, contestant))
+    return f"{ours / theirs:.2f}" if ours and theirs and first != contestant else ""
 
-How good the masks of `sam_vit_t` are stands beside its weights and
-[on its card](https://huggingface.co/segment-anything-transformers/sam_vit_t).
 
-## Speed and memory
+def _goals(case: Case, results: dict) -> list[str]:
+    """A line for each goal whose figures were measured."""
+    lines = [line for goal in case.goals if (line := _goal(goal, results))]
+    return ["Asked, and reached:", "", *lines, ""] if lines else []
 
-This part is written by `python -m benchmarks.speed`. Weights are random and seeded, the same in all
-that are compared, or those in the package (`sam_vit_t`). Seconds are the best of several rounds in
-which the contestants take turns in one process; memory is the peak of a process of its own.
 
-{machine}
+def _goal(goal: Goal, results: dict) -> str:
+    ours = figure(results, goal.figure, goal.of)
+    what = f"- {_FIGURES[goal.figure]} of {goal.of}"
+    if ours is None:
+        return ""
+    if goal.against is None:
+        unit, size = ("s", 1.0) if goal.figure == "seconds" else ("GB", 1e9)
+        return f"{what}: at most {goal.at_most / size:g} {unit}; {ours / size:.2f} {unit}"
+    theirs = figure(results, goal.figure, goal.against)
+    if theirs is None:
+        return ""
+    return f"{what}: at most {goal.at_most:g} of {goal.against}; {ours / theirs:.2f}"
 
-{tables}"""
+
+def part(results: dict) -> str:
+    """The part `speed` of docs/benchmarks.md."""
+    tables = [table(name, results["cases"][name]) for name in CASES if name in results["cases"]]
+    return "\n".join([page.machine_lines(results["machine"]), "", *tables])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,11 @@ class Backend(Protocol):
 
     name: str
     config: SegmentAnythingModelConfig
+
+    @property
+    def encodes_aside(self) -> bool:
+        """Whether one thread can encode while another decodes without either being slower."""
+        ...
 
     def encode_images(self, pixel_values: np.ndarray) -> Any:
         """Embeddings of N images, in the framework's own form.
@@ -91,12 +97,39 @@ class GoodMasks(NamedTuple):
         return cls(mask_logits[prompts, masks], iou_scores[prompts, masks], prompts)
 
 
+_LOCK = Lock()
+_EVALUATED: dict[int, tuple[int, list[Any]]] = {}
+"""Of models that threads run: how many threads, and the modules that were in training mode."""
+
+
+@contextmanager
+def _evaluation(model: Any) -> Iterator[None]:
+    """No dropout inside; after the last thread has left, every module is in the mode it was in."""
+    with _LOCK:
+        threads, in_training = _EVALUATED.get(id(model), (0, []))
+        in_training += [module for module in model.modules() if module.training]
+        _EVALUATED[id(model)] = threads + 1, in_training
+        for module in in_training:
+            module.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            threads, in_training = _EVALUATED.pop(id(model))
+            if threads > 1:
+                _EVALUATED[id(model)] = threads - 1, in_training
+            else:
+                for module in in_training:
+                    module.training = True
+
+
 class TorchBackend:
     """A PyTorch `SegmentAnythingModel`, run on the device it is on, in the precision it has.
 
     Args:
         model: The model.
-        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own.
+        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own, or
+            "int8" for the linear layers of the encoder.
     """
 
     name = "torch"
@@ -106,31 +139,33 @@ class TorchBackend:
         import torch
 
         name = str(dtype).removeprefix("torch.")
-        if dtype is not None and name not in ("float32", "bfloat16", "float16"):
+        if dtype is not None and name not in ("float32", "bfloat16", "float16", "int8"):
             raise ValueError(
-                f'dtype must be "float32", "bfloat16" or "float16", got {name!r}. None keeps the '
-                "precision that the model has."
+                f'dtype must be "float32", "bfloat16", "float16" or "int8", got {name!r}. None '
+                "keeps the precision that the model has."
             )
-        if dtype is not None and getattr(torch, name) != model.dtype:
+        if name == "int8":
+            from .int8_linear import use_int8_linears
+
+            model = use_int8_linears(deepcopy(model))
+        elif dtype is not None and getattr(torch, name) != model.dtype:
             model = deepcopy(model).to(getattr(torch, name))
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
+    @property
+    def encodes_aside(self) -> bool:
+        """See `Backend.encodes_aside`. Two threads on a processor would share its cores."""
+        return self.model.device.type == "cuda"
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """No gradients and no dropout inside; afterwards every module is in the mode it was in."""
+        """No gradients and no dropout inside."""
         import torch
 
-        in_training = [module for module in self.model.modules() if module.training]
-        for module in in_training:
-            module.training = False
-        try:
-            # Not inference_mode: embeddings made under it could never train a decoder.
-            with torch.no_grad():
-                yield
-        finally:
-            for module in in_training:
-                module.training = True
+        # Not inference_mode: embeddings made under it could never train a decoder.
+        with _evaluation(self.model), torch.no_grad():
+            yield
 
     def _tensor(self, array: np.ndarray | None, dtype: Any = None) -> Any:
         """The array on the model's device with an image axis of length 1 before it."""
@@ -144,8 +179,25 @@ class TorchBackend:
     def encode_images(self, pixel_values: np.ndarray) -> Any:
         """See `Backend.encode_images`."""
         with self._inference():
-            images = self._tensor(pixel_values, self.model.dtype)[0]
-            return self.model.get_image_embeddings(images)
+            if self.model.device.type == "cuda":
+                return self._encode_on_own_stream(pixel_values)
+            return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: np.ndarray) -> Any:
+        return self.model.get_image_embeddings(self._tensor(pixel_values, self.model.dtype)[0])
+
+    def _encode_on_own_stream(self, pixel_values: np.ndarray) -> Any:
+        """Embeddings that are complete: on one stream, masks would wait for the next image."""
+        import torch
+
+        callers = torch.cuda.current_stream(self.model.device)
+        stream = torch.cuda.Stream(self.model.device)
+        stream.wait_stream(callers)  # which may still be writing weights
+        with torch.cuda.stream(stream):
+            embeddings = self._encode(pixel_values)
+        stream.synchronize()
+        embeddings.record_stream(callers)
+        return embeddings
 
     def decode(
         self,
@@ -186,6 +238,7 @@ class KerasBackend:
     """A `TFSegmentAnythingModel`, on whichever backend of Keras it was made."""
 
     name = "tensorflow"
+    encodes_aside = False
 
     def __init__(self, model: Any, dtype: Any = None) -> None:
         """Wraps a model without changing it."""

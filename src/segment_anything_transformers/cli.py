@@ -29,7 +29,7 @@ from .cli_files import (
     write_results,
 )
 from .cli_finetune import run_finetune
-from .cli_models import load_model, print_models
+from .cli_models import compile_encoder, load_model, print_models
 
 DEMO_IMAGE = "coffee.jpg"
 DEMO_POINT = (300.0, 180.0)
@@ -150,6 +150,8 @@ def _generate(args: argparse.Namespace) -> int:
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:
         from .mask_generator import SAMAutomaticMaskGenerator
 
+        if args.compile:
+            compile_encoder(model)
         generator = SAMAutomaticMaskGenerator(model, **options, output_mode="coco_rle")
         return lambda image: generator.generate(image, progress=show_points)
 

@@ -57,7 +57,8 @@ examples:
   segment-anything generate street.jpg
   segment-anything generate street.jpg --points-per-side 16 --pred-iou-thresh 0.7
   segment-anything generate street.jpg --crop-n-layers 1 --min-mask-region-area 100
-  segment-anything generate *.jpg --json-only --output annotations
+  segment-anything generate street.jpg --crop-n-layers 1 --merge-crop-seams
+  segment-anything generate *.jpg --json-only --output annotations --skip-covered-points
 
 writes, for street.jpg:
   street_mask_00.png, ...   one mask each, white on black, the best first
@@ -94,6 +95,8 @@ GENERATOR_OPTIONS: tuple[tuple[str, type, float, str], ...] = (
     ("crop_overlap_ratio", float, 512 / 1500, "overlap of the crops, share of the image's side"),
     ("crop_n_points_downscale_factor", int, 1, "fewer clicks in crops, by this factor a layer"),
     ("min_mask_region_area", int, 0, "holes and islands of fewer pixels are removed"),
+    ("skip_covered_points", bool, False, "click on nothing that a mask covers already: faster"),
+    ("merge_crop_seams", bool, False, "join masks that the edges of crops cut, not drop them"),
 )
 
 
@@ -190,13 +193,22 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     options = parser.add_argument_group("the search")
     for name, kind, default, meaning in GENERATOR_OPTIONS:
+        flag = "--" + name.replace("_", "-")
+        if kind is bool:
+            options.add_argument(flag, action="store_true", help=meaning)
+            continue
         options.add_argument(
-            "--" + name.replace("_", "-"),
+            flag,
             type=kind,
             default=default,
             metavar="N" if kind is int else "X",
             help=f"{meaning} (default: {default:.3g})",
         )
+    options.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the encoder, which takes a while and pays with many images; PyTorch alone",
+    )
     _add_common(parser)
 
 
@@ -271,6 +283,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision of the computation (default: %(default)s)",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        help="precision of the computation, int8 of the encoder alone (default: %(default)s)",
     )

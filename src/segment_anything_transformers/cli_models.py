@@ -23,7 +23,7 @@ def load_model(
         name: A preset, a folder, a Hub repository or a `.pth` file of Meta's.
         framework: "torch", "tf", or "auto" for the first of them that is installed.
         device: What torch calls it, or "auto" for the fastest there is.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16"; "int8" for the encoder's linear layers.
 
     Raises:
         UsageError: There is no such model or device, or the framework is not installed.
@@ -51,11 +51,27 @@ def _load_in_torch(name: str, device: str, dtype: str) -> Any:
     from transformers.utils import logging
 
     from . import SegmentAnythingModel
+    from .int8_linear import use_int8_linears
 
     logging.disable_progress_bar()
     place = _usable_device(device)
-    model: Any = SegmentAnythingModel.from_pretrained(name, dtype=dtype)
-    return model.to(place).eval()
+    is_int8 = dtype == "int8"
+    model: Any = SegmentAnythingModel.from_pretrained(name, dtype="float32" if is_int8 else dtype)
+    model = model.to(place).eval()
+    return use_int8_linears(model) if is_int8 else model
+
+
+def compile_encoder(model: Any) -> None:
+    """Has PyTorch compile the model's encoder when it is first used.
+
+    Raises:
+        UsageError: It is a Keras model.
+    """
+    from .backends import backend_for
+
+    if backend_for(model).name != "torch":
+        raise UsageError("--compile is PyTorch's; a Keras model runs as a graph anyway")
+    model.image_encoder.compile()
 
 
 def _load_in_keras(name: str, device: str, dtype: str) -> Any:
@@ -66,6 +82,8 @@ def _load_in_keras(name: str, device: str, dtype: str) -> Any:
             "--device is PyTorch's; Keras takes the GPU if there is one, and with "
             "CUDA_VISIBLE_DEVICES=-1 it sees none"
         )
+    if dtype == "int8":
+        raise UsageError("--dtype int8 is PyTorch's; Keras takes float32, bfloat16 and float16")
     return TFSegmentAnythingModel.from_pretrained(
         name, dtype="float32" if dtype == "float32" else f"mixed_{dtype}"
     )

@@ -12,7 +12,8 @@ from PIL import Image
 from .mask_generator import SAMAutomaticMaskGenerator
 from .mask_ops import rle_to_mask
 from .object_masks import mask_records, segment_object
-from .predictor import BACKGROUND, FOREGROUND, SAMPredictor
+from .predictor import SAMPredictor
+from .predictor_prompts import BACKGROUND, FOREGROUND
 from .visualization import draw_masks, draw_prompts, marker_radius, to_rgb
 
 MAX_SIDE = 2048

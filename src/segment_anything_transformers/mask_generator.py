@@ -2,37 +2,43 @@
 
 The data flows through four stages, each with its own function: propose (points to low-resolution
 logits, kept by predicted quality), finish (logits to full-size masks, kept by stability), a crop
-(its duplicates removed), the image (duplicates between crops removed).
+(its duplicates removed), the image (cut masks merged, duplicates between crops removed).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import closing
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .crop_seams import by_cut, merge_cut_masks
+from .found_masks import FoundMasks
 from .image_processing_segment_anything import SegmentAnythingImageProcessor
+from .look_ahead import in_groups, one_ahead
 from .mask_ops import (
     RLE,
     box_areas,
     crop_boxes,
-    masks_to_boxes,
-    masks_to_rles,
     nms,
     point_grids,
-    remove_small_regions,
     require_scipy,
     rle_area,
     rle_to_coco,
     rle_to_mask,
 )
 from .mask_upscaling import finish_masks
-from .predictor import Preprocessing, SAMPredictor
+from .predictor import EncodedImage, PreparedImage, Preprocessing, SAMPredictor
 
 Record = dict[str, Any]
+
+# An image's pixels, and the image as the model takes it; the same once it is encoded.
+_Prepared = tuple[np.ndarray, PreparedImage]
+_Encoded = tuple[np.ndarray, EncodedImage]
 
 # What `output_mode` can be, and how each makes a "segmentation" of uncompressed run lengths.
 _OUTPUT_MODES: dict[str, Callable[[RLE], Any]] = {
@@ -40,33 +46,6 @@ _OUTPUT_MODES: dict[str, Callable[[RLE], Any]] = {
     "uncompressed_rle": lambda rle: rle,
     "coco_rle": rle_to_coco,
 }
-
-
-class _Masks(NamedTuple):
-    """Finished masks: columns of equal length n."""
-
-    rles: np.ndarray  # (n,) of dictionaries, the size of the whole image
-    boxes: np.ndarray  # (n, 4) int64
-    iou_scores: np.ndarray  # (n,) float32
-    stability_scores: np.ndarray  # (n,) float32
-    points: np.ndarray  # (n, 2) float64
-    crop_boxes: np.ndarray  # (n, 4) int64
-
-    @classmethod
-    def none(cls) -> Self:
-        """Columns of length 0."""
-        empty = np.zeros(0, np.float32)
-        boxes = np.zeros((0, 4), np.int64)
-        return cls(np.zeros(0, object), boxes, empty, empty, np.zeros((0, 2)), boxes)
-
-    @classmethod
-    def joined(cls, parts: Iterable[_Masks]) -> Self:
-        """All parts, one after the other."""
-        return cls(*map(np.concatenate, zip(cls.none(), *parts, strict=True)))
-
-    def take(self, indices: np.ndarray) -> _Masks:
-        """Some of the masks, in the order of the indices."""
-        return _Masks(*(column[indices] for column in self))
 
 
 class SAMAutomaticMaskGenerator:
@@ -102,6 +81,9 @@ class SAMAutomaticMaskGenerator:
         skip_covered_points: Whether to leave out points that lie in a mask found already. Points
             far from each other come first. Takes a fraction of the time where objects are large,
             but of an object that was found as a whole, parts may be missed.
+        merge_crop_seams: Whether to put together masks that the edges of crops cut, where those
+            of neighbouring crops continue each other, rather than to drop them. Finds objects
+            that are too small to be seen in the whole image and that reach over a crop's edge.
 
     Raises:
         ImportError: If `min_mask_region_area` is above 0 and scipy is missing.
@@ -130,6 +112,7 @@ class SAMAutomaticMaskGenerator:
         preprocessing: Preprocessing | SegmentAnythingImageProcessor | None = None,
         dtype: Any = None,
         skip_covered_points: bool = False,
+        merge_crop_seams: bool = False,
     ) -> None:
         """Checks the parameters and lays out the points."""
         _check_at_least(1, points_per_batch=points_per_batch)
@@ -147,6 +130,7 @@ class SAMAutomaticMaskGenerator:
 
         self.predictor = SAMPredictor(model, preprocessing, dtype)
         self.skip_covered_points = skip_covered_points
+        self.merge_crop_seams = merge_crop_seams
         self.point_grids = _grids(
             points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
         )
@@ -174,75 +158,139 @@ class SAMAutomaticMaskGenerator:
             height are one less than the number of columns and rows; "predicted_iou";
             "point_coords": [[x, y]], the click; "stability_score"; "crop_box": [left, top, width,
             height] of the crop that the mask was found in. With crops the masks of the smallest
-            crops come first; otherwise they are ordered by predicted IoU.
+            crops come first; otherwise they are ordered by predicted IoU. Of a mask that was
+            merged from pieces, area and box are those of the whole, the two scores the lowest of
+            the pieces' scores, the click is that of the largest piece, and the crop the box
+            around the pieces' crops.
 
         Raises:
             TypeError: If the image is not one.
             ValueError: If its shape, channels or values do not fit.
         """
-        masks = self._masks_of(self.predictor.read_image(image), progress)
-        if self.min_mask_region_area > 0:
-            masks = self._without_small_regions(masks)
-        return [self._record(*row) for row in zip(*masks, strict=True)]
+        [encoded] = self._encoded([self._prepared(image)])
+        return self._records(*encoded, progress)
 
     def generate_batch(
-        self, images: Iterable[np.ndarray | Image.Image], progress: bool = False
+        self,
+        images: Iterable[np.ndarray | Image.Image],
+        progress: bool = False,
+        images_per_batch: int = 1,
     ) -> Iterator[list[Record]]:
         """The records of each image, one image after the other, as they are asked for.
+
+        While masks of some images are made, a thread takes the next ones from `images`, and
+        resizes them. On a GPU it encodes them too. No more than `images_per_batch` images are
+        taken ahead. An error of an image is raised when its records are asked for.
 
         Args:
             images: Images of any sizes; they may be loaded while this runs.
             progress: Whether to show a bar that counts images.
+            images_per_batch: Images that the encoder gets at once. On a GPU more are faster, if
+                the model is small; they need more memory.
 
         Returns:
-            An iterator over what `generate` returns.
+            An iterator over what `generate` returns. Closing it ends the thread.
 
         Raises:
-            ValueError: If `images` is one image.
+            ValueError: If `images` is one image, or `images_per_batch` is below 1.
         """
         if isinstance(images, np.ndarray) and images.ndim != 4:
             raise ValueError(
                 "generate_batch takes a list of images or an array (N, H, W, C), got an array "
                 f"of shape {images.shape}. For one image there is generate."
             )
-        counted = tqdm(images, desc="Images", unit="image", disable=not progress)
-        return (self.generate(image) for image in counted)
+        _check_at_least(1, images_per_batch=images_per_batch)
+        return self._records_of_groups(images, images_per_batch, progress)
 
-    def _masks_of(self, image: np.ndarray, progress: bool) -> _Masks:
+    def _records_of_groups(
+        self, images: Iterable[np.ndarray | Image.Image], length: int, progress: bool
+    ) -> Iterator[list[Record]]:
+        """The records of each image; what comes next is made in a thread meanwhile."""
+        groups = in_groups(images, self._prepared, length)
+        aside = self.predictor.backend.encodes_aside
+        ahead: Generator[Any] = one_ahead(map(self._encoded, groups) if aside else groups)
+        encoded = ahead if aside else map(self._encoded, ahead)
+        total = len(images) if isinstance(images, Sized) else None
+        with (
+            closing(ahead),
+            tqdm(total=total, desc="Images", unit="image", disable=not progress) as bar,
+        ):
+            for image in chain.from_iterable(encoded):
+                records = self._records(*image)
+                bar.update()
+                yield records
+
+    def _prepared(self, image: np.ndarray | Image.Image) -> _Prepared:
+        """An image's pixels, and as the model takes it."""
+        pixels = self.predictor.read_image(image)
+        return pixels, self.predictor.prepare(pixels)
+
+    def _encoded(self, images: list[_Prepared]) -> list[_Encoded]:
+        """The pixels of some images, and as prompts can be asked about them."""
+        pixels, prepared = zip(*images, strict=True)
+        return [*zip(pixels, self.predictor.encode(prepared), strict=True)]
+
+    def _records(
+        self, pixels: np.ndarray, encoded: EncodedImage, progress: bool = False
+    ) -> list[Record]:
+        masks = self._masks_of(pixels, encoded, progress)
+        if self.min_mask_region_area > 0:
+            nms_thresh = max(self.box_nms_thresh, self.crop_nms_thresh)
+            masks = masks.without_small_regions(self.min_mask_region_area, nms_thresh)
+        return [self._record(*row) for row in zip(*masks, strict=True)]
+
+    def _masks_of(self, pixels: np.ndarray, encoded: EncodedImage, progress: bool) -> FoundMasks:
         """The image's masks without duplicates, with crops those of the smallest first."""
-        boxes, layers = crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
+        size_hw = pixels.shape[:2]
+        boxes, layers = crop_boxes(size_hw, self.crop_n_layers, self.crop_overlap_ratio)
         n_points = sum(len(self.point_grids[layer]) for layer in layers)
+        found: dict[int, list[FoundMasks]] = {}
         with tqdm(total=n_points, desc="Points", unit="point", disable=not progress) as bar:
-            masks = _Masks.joined(
-                self._masks_of_crop(image, box, self.point_grids[layer], bar)
-                for box, layer in zip(boxes, layers, strict=True)
-            )
+            for box, layer in zip(boxes, layers.tolist(), strict=True):
+                if layer > 0:  # the image itself is encoded already
+                    left, top, right, bottom = box
+                    crop = self.predictor.prepare(pixels[top:bottom, left:right])
+                    [encoded] = self.predictor.encode([crop])
+                masks = self._masks_of_crop(encoded, box, size_hw, self.point_grids[layer], bar)
+                found.setdefault(layer, []).append(masks)
+        masks = FoundMasks.joined(
+            merge_cut_masks(FoundMasks.joined(of_layer), size_hw) for of_layer in found.values()
+        )
         if len(boxes) == 1:
             return masks
         smaller_first = (1 / box_areas(masks.crop_boxes)).astype(np.float32)
         return masks.take(nms(masks.boxes, smaller_first, self.crop_nms_thresh))
 
     def _masks_of_crop(
-        self, image: np.ndarray, crop_box: np.ndarray, grid: np.ndarray, bar: tqdm
-    ) -> _Masks:
+        self,
+        crop: EncodedImage,
+        crop_box: np.ndarray,
+        size_hw: tuple[int, int],
+        grid: np.ndarray,
+        bar: tqdm,
+    ) -> FoundMasks:
         """The masks of one crop without duplicates, by falling score, in pixels of the image."""
         left, top, right, bottom = crop_box
-        size_hw = image.shape[:2]
         points = grid * (right - left, bottom - top)
         parts = []
         try:
-            self.predictor.set_pixels(image[top:bottom, left:right])
+            self.predictor.set_encoded(crop)
             while len(points):
                 waiting = len(points)
                 batch, points = self._next_batch(points)
-                parts.append(self._masks_of_batch(batch, crop_box, size_hw))
+                found = self._masks_of_batch(batch, crop_box, size_hw)
+                parts.append(found)
                 if self.skip_covered_points:
-                    points = points[~_are_covered(points + crop_box[:2], parts[-1].rles)]
+                    whole, _ = by_cut(found, size_hw)
+                    points = points[~whole.cover(points + crop_box[:2])]
                 bar.update(waiting - len(points))
         finally:
             self.predictor.clear_image()
-        masks = _Masks.joined(parts)
-        return masks.take(nms(masks.boxes, masks.iou_scores, self.box_nms_thresh))
+        masks = FoundMasks.joined(parts)
+        return FoundMasks.joined(  # a cut mask suppresses no whole one
+            some.take(nms(some.boxes, some.iou_scores, self.box_nms_thresh))
+            for some in by_cut(masks, size_hw)
+        )
 
     def _next_batch(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The points that the model gets next, and those that are left."""
@@ -254,7 +302,7 @@ class SAMAutomaticMaskGenerator:
 
     def _masks_of_batch(
         self, points: np.ndarray, crop_box: np.ndarray, size_hw: tuple[int, int]
-    ) -> _Masks:
+    ) -> FoundMasks:
         """The good and stable masks of some clicks, in pixels of the image."""
         threshold = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -np.inf
         good = self.predictor.predict_above(points[:, None], threshold)
@@ -267,9 +315,10 @@ class SAMAutomaticMaskGenerator:
             lambda stability: least <= 0 or stability >= least,
             crop_box,
             size_hw,
+            keep_cut=self.merge_crop_seams,
         )
         count = len(finished.rles)
-        return _Masks(
+        return FoundMasks(
             np.fromiter(finished.rles, object, count),
             finished.boxes,
             good.iou_scores[finished.indices],
@@ -277,24 +326,6 @@ class SAMAutomaticMaskGenerator:
             points[good.prompts[finished.indices]] + crop_box[:2],
             np.tile(crop_box, (count, 1)),
         )
-
-    def _without_small_regions(self, masks: _Masks) -> _Masks:
-        """The masks without small holes and islands, and without duplicates that this made.
-
-        Masks that had none come first and win over those that were changed.
-        """
-        rles, boxes, unchanged = masks.rles.copy(), masks.boxes.copy(), np.ones(len(masks.rles))
-        for index, rle in enumerate(masks.rles):
-            mask, filled = remove_small_regions(
-                rle_to_mask(rle), self.min_mask_region_area, "holes"
-            )
-            mask, cut = remove_small_regions(mask, self.min_mask_region_area, "islands")
-            if filled or cut:
-                unchanged[index] = 0
-                boxes[index] = masks_to_boxes(mask)
-                rles[index] = masks_to_rles(mask[None])[0]
-        cleaned = masks._replace(rles=rles, boxes=boxes)
-        return cleaned.take(nms(boxes, unchanged, max(self.box_nms_thresh, self.crop_nms_thresh)))
 
     def _record(
         self,
@@ -314,17 +345,6 @@ class SAMAutomaticMaskGenerator:
             "stability_score": float(stability_score),
             "crop_box": _as_xywh(crop_box),
         }
-
-
-def _are_covered(points: np.ndarray, rles: np.ndarray) -> np.ndarray:
-    """Which points (n, 2) in pixels of the image lie in any of the masks."""
-    covered = np.zeros(len(points), bool)
-    columns, rows = points.astype(np.int64).T
-    for rle in rles:
-        height = rle["size"][0]
-        run = np.searchsorted(np.cumsum(rle["counts"]), columns * height + rows, "right")
-        covered |= run % 2 == 1
-    return covered
 
 
 def _as_xywh(box_xyxy: np.ndarray) -> list[int]:

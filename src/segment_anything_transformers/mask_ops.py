@@ -25,6 +25,9 @@ except ImportError:
 
 RLE = dict[str, Any]
 
+EDGE_TOLERANCE = 20.0
+"""Distance in pixels from an edge of its crop at which a mask counts as cut off."""
+
 
 @lru_cache(maxsize=8)
 def bilinear_matrix(source_length: int, target_length: int) -> np.ndarray:
@@ -317,38 +320,21 @@ def crop_boxes(
     return np.asarray(boxes, np.int64), np.asarray(layers, np.int64)
 
 
-def boxes_near_crop_edge(
+def cut_sides(
     boxes: np.ndarray,
-    crop_box: Sequence[int] | np.ndarray,
+    crop_boxes: np.ndarray,
     size_hw: tuple[int, int],
-    tolerance: float = 20.0,
+    tolerance: float = EDGE_TOLERANCE,
 ) -> np.ndarray:
-    """Whether each box touches an edge of its crop that is not an edge of the image.
+    """Which sides of each box touch an edge of its crop that is not an edge of the image.
 
     Such a mask is probably cut off; another crop, or the whole image, sees all of it. Takes boxes
-    (n, 4) in pixels of the crop, the crop in pixels of the image, the image's size, and the
-    distance in pixels that still counts as touching. Returns (n,) bool.
+    (n, 4) and crops (n, 4) or (4,) in pixels of the image, the image's size, and the distance in
+    pixels that still counts as touching. Returns (n, 4) bool: left, top, right, bottom.
     """
-    crop = np.asarray(crop_box, np.float32)
+    boxes, crops = (np.asarray(given, np.float32).reshape(-1, 4) for given in (boxes, crop_boxes))
     image = np.asarray([0, 0, size_hw[1], size_hw[0]], np.float32)
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4) + crop[[0, 1, 0, 1]]
-    at_crop_edge = np.abs(boxes - crop) <= tolerance
-    at_image_edge = np.abs(boxes - image) <= tolerance
-    return (at_crop_edge & ~at_image_edge).any(axis=1)
-
-
-def uncrop_masks(
-    masks: np.ndarray, crop_box: Sequence[int] | np.ndarray, size_hw: tuple[int, int]
-) -> np.ndarray:
-    """Masks of a crop, (n, h, w), placed in the whole image, (n, H, W), zero outside the crop.
-
-    `crop_box` is left, top, right, bottom of the crop in the image of size `size_hw`.
-    """
-    left, top, right, bottom = (int(edge) for edge in crop_box)
-    height, width = size_hw
-    if (left, top, right, bottom) == (0, 0, width, height):
-        return masks
-    return np.pad(masks, ((0, 0), (top, height - bottom), (left, width - right)))
+    return (np.abs(boxes - crops) <= tolerance) & (np.abs(boxes - image) > tolerance)
 
 
 def require_scipy() -> None:

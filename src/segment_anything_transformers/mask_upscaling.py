@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from .mask_ops import RLE, bilinear_matrix, boxes_near_crop_edge, columns_to_rle
+from .mask_ops import RLE, bilinear_matrix, columns_to_rle, cut_sides
 
 try:
     from scipy import sparse
@@ -196,6 +196,7 @@ def finish_masks(
     is_stable: Callable[[np.float32], Any],
     crop_box: np.ndarray,
     size_hw: tuple[int, int],
+    keep_cut: bool = False,
 ) -> FinishedMasks:
     """Masks of one crop that are stable and that no edge of the crop cuts.
 
@@ -209,6 +210,7 @@ def finish_masks(
         is_stable: Says of a stability whether it suffices.
         crop_box: Left, top, right, bottom of the crop in the image.
         size_hw: Size of the image.
+        keep_cut: Whether to keep those that an edge cuts too.
     """
     left_top = int(crop_box[0]), int(crop_box[1])
 
@@ -225,12 +227,14 @@ def finish_masks(
         finished = [*threads.map(finish, mask_logits)]
     stable = {index: mask for index, mask in enumerate(finished) if mask is not None}
     boxes = np.array([mask.box for mask, _ in stable.values()], np.int64).reshape(-1, 4)
-    whole = np.flatnonzero(~boxes_near_crop_edge(boxes, crop_box, size_hw))
-    indices = np.array([*stable], np.int64)[whole]
+    boxes += np.tile(left_top, 2)
+    is_cut = cut_sides(boxes, crop_box, size_hw).any(axis=1)
+    kept = np.flatnonzero(keep_cut | ~is_cut)
+    indices = np.array([*stable], np.int64)[kept]
     return FinishedMasks(
         indices,
         [stable[index][0].rle for index in indices],
-        boxes[whole] + np.tile(left_top, 2),
+        boxes[kept],
         np.array([stable[index][1] for index in indices], np.float32),
     )
 

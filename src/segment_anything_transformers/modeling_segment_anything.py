@@ -8,6 +8,7 @@ D the embedding width, K masks.
 Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ in fp32 stay in a processor's cache. All scores of a global block would be 800 M
 _ROWS_AT_ONCE = 16
 """Rows of tokens that go through a global block's perceptron at a time, on a processor."""
 
-_POSITIONS_AT_ONCE = {True: 1 << 13, False: 1 << 19}
+_POSITIONS_AT_ONCE = {True: 1 << 14, False: 1 << 19}
 """Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
 
 
@@ -70,6 +71,55 @@ class SegmentAnythingOutput(ModelOutput):
     iou_scores: Tensor | None = None
     pred_masks: Tensor | None = None
     image_embeddings: Tensor | None = None
+
+
+@functools.cache
+def _has_fused_product() -> bool:
+    """Whether this build of PyTorch has oneDNN's product with what follows it in one pass."""
+    rows = torch.ones(2, 3)
+    try:
+        fused = torch.ops.mkldnn._linear_pointwise(rows, rows, None, "gelu", [], "none")
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(fused, F.gelu(rows @ rows.T))
+
+
+def _is_for_onednn(x: Tensor) -> bool:
+    """Whether oneDNN should multiply, by an operation that has no gradients and is not exported.
+
+    For fp32 on a processor PyTorch itself takes MKL, which uses half the vector width of AMD's
+    processors, and a pass over the memory for an activation.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _has_fused_product()
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """As `F.linear`, maybe with the exact GELU of the result."""
+    if _is_for_onednn(x) and weight.dtype == x.dtype:
+        activation = "gelu" if gelu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """As `left @ right`; where each is one matrix, faster on a processor."""
+    if not _is_for_onednn(left) or (left.shape[:-2].numel(), right.shape[:-2].numel()) != (1, 1):
+        return left @ right
+    leading = max(left.shape[:-2], right.shape[:-2], key=len)
+    # oneDNN takes other strides too, and for some of them a hundred times as long.
+    matrices = left.flatten(0, -2).contiguous(), right.flatten(0, -2).mT.contiguous()
+    return _affine(*matrices).view(*leading, left.shape[-2], right.shape[-1])
+
+
+class Linear(nn.Linear):
+    """PyTorch's linear layer, faster on a processor."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transforms the last axis."""
+        return _affine(input, self.weight, self.bias)
 
 
 class LayerNorm2d(nn.Module):
@@ -99,8 +149,8 @@ class Perceptron(nn.Module):
     ) -> None:
         """Maps `width` to `hidden` and back; `drop` acts after each layer in training."""
         super().__init__()
-        self.lin1 = nn.Linear(width, hidden)
-        self.lin2 = nn.Linear(hidden, width)
+        self.lin1 = Linear(width, hidden)
+        self.lin2 = Linear(hidden, width)
         self.activation = activation
         self.drop = nn.Dropout(drop)
 
@@ -162,8 +212,8 @@ class EncoderAttention(nn.Module):
         self.heads = config.encoder_nb_heads
         self.window_size = 0 if is_global else config.encoder_window_size
         self.drop_attention = config.encoder_attn_drop_rate
-        self.qkv = nn.Linear(width, 3 * width, bias=config.encoder_qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=config.encoder_qkv_bias)
+        self.proj = Linear(width, width)
         self.drop = nn.Dropout(config.encoder_drop_rate)
         window_h, window_w = self._window_hw(config.grid_size())
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * window_h - 1, width // self.heads))
@@ -211,8 +261,11 @@ class EncoderAttention(nn.Module):
         queries = query.unflatten(1, window_hw)  # (B, h, w, c), B = N * windows * heads
         positions_h = _relative_positions(self.rel_pos_h, window_h).to(query.dtype)
         positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
-        bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)[..., :, None]
-        bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)[..., None, :]
+        bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)
+        bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
+        if _is_in_pieces(self, query):
+            return self._mix_products(queries, key, value, bias_h, bias_w)
+        bias_h, bias_w = bias_h[..., :, None], bias_w[..., None, :]
         parts = []
         for some, rows in self._parts(query, window_hw):
             bias = bias_h[some, rows] + bias_w[some, rows]  # (b, rows, w, h, w)
@@ -226,6 +279,29 @@ class EncoderAttention(nn.Module):
             )
             parts.append(mixed.flatten(0, 1))  # the last rows may be fewer
         return torch.cat(parts).view_as(query)
+
+    def _mix_products(
+        self, queries: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+    ) -> Tensor:
+        """As `_mix`, with the bias as a part of the product of queries and keys.
+
+        A query's bias for a key is one number for the key's row and one for its column. They become
+        further channels of the query; the key has a one where its own row and column are. Adding
+        the bias would take longer than this product.
+        """
+        window_hw = queries.shape[1:3]
+        queries = torch.cat([queries * queries.shape[-1] ** -0.5, bias_h, bias_w], dim=-1)
+        is_row, is_column = (torch.eye(size).to(key) for size in window_hw)
+        places = torch.cat(
+            [is_row.repeat_interleave(window_hw[1], 0), is_column.repeat(window_hw[0], 1)], dim=-1
+        )
+        key = torch.cat([key, places.expand(len(key), -1, -1)], dim=-1)
+        values = value.mT.contiguous().mT
+        parts = []
+        for some, rows in self._parts(key, window_hw):
+            scores = _product(queries[some, rows].flatten(1, 2), key[some].mT)
+            parts.append(_product(scores.softmax(-1), values[some]).flatten(0, 1))
+        return torch.cat(parts).view_as(value)
 
     def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
         """Which of (B, h, w, c) queries attend together: several B with all rows, or few rows."""
@@ -561,7 +637,9 @@ class ProjectedImage(NamedTuple):
         if image is None:
             return of_shared
         of_rows = (vectors @ self.weight[:, None]).transpose(1, 2).flatten(2, 3) @ image.rows.mT
-        of_rows = (of_rows @ image.weights).unflatten(2, vectors.shape[1:4:2]).transpose(1, 2)
+        of_rows = (
+            _product(of_rows, image.weights).unflatten(2, vectors.shape[1:4:2]).transpose(1, 2)
+        )
         scores = torch.addcmul(of_rows, image.scale[:, None], of_shared)
         if self.positions is None:
             return scores
@@ -583,7 +661,8 @@ class ProjectedImage(NamedTuple):
         if image is None:
             return _shared_product(attention, self.shared.mT) + self.constant(image)
         of_shared = _shared_product(attention * image.scale[:, None], self.shared.mT)
-        row_weights = attention.transpose(1, 2).flatten(2, 3) @ image.weights.mT  # (N, P, hT, m)
+        by_set = attention.transpose(1, 2).flatten(2, 3)
+        row_weights = _product(by_set, image.weights.mT)  # (N, P, hT, m)
         row_weights = row_weights.unflatten(2, attention.shape[1:4:2]).transpose(1, 2)
         rows = (image.rows @ self.layer.weight.T).unflatten(3, (self.shared.shape[1], -1))
         mixed = of_shared + row_weights @ rows.permute(0, 3, 1, 2, 4)
@@ -611,10 +690,10 @@ class DecoderAttention(nn.Module):
         width = config.embed_dim
         self.config = config
         self.heads = config.decoder_nb_heads
-        self.q_proj = nn.Linear(width, width // downsampling)
-        self.k_proj = nn.Linear(width, width // downsampling)
-        self.v_proj = nn.Linear(width, width // downsampling)
-        self.out_proj = nn.Linear(width // downsampling, width)
+        self.q_proj = Linear(width, width // downsampling)
+        self.k_proj = Linear(width, width // downsampling)
+        self.v_proj = Linear(width, width // downsampling)
+        self.out_proj = Linear(width // downsampling, width)
 
     def by_head(self, tokens: Tensor) -> Tensor:
         """Projected tokens (N, P, T, h c) as (N, h, P, T, c)."""
@@ -781,7 +860,10 @@ class ImageNorm(nn.LayerNorm):
         rows = _centred(image.rows)
         row_products = (rows / rows.shape[-1]) @ rows.mT  # (N, P, m, m)
         products = torch.addcmul(
-            row_products @ image.weights, image.scale, shared.products(rows, image.values), value=2
+            _product(row_products, image.weights),
+            image.scale,
+            shared.products(rows, image.values),
+            value=2,
         )
         of_rows = (image.weights * products).sum(2, keepdim=True)
         variance = torch.addcmul(of_rows, image.scale.square(), shared.squares)
@@ -956,7 +1038,7 @@ class LayeredPerceptron(nn.Module):
         """Maps `width` to `out` through `depth` layers."""
         super().__init__()
         widths = [width, *[hidden] * (depth - 1), out]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(before, after) for before, after in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms the last axis."""
@@ -1162,16 +1244,16 @@ class MaskDecoder(nn.Module):
             [self.output_hypernetworks_mlps[k](decoded.mask_tokens[:, :, k]) for k in chosen], dim=2
         )  # (N, P, K, D / 8)
         layers: Any = self.output_upscaling
-        _, _, first_activation, second, last_activation = layers
-        features = first_activation(self._upscaled_once(decoded))  # (N, P, 4 L, D / 4)
+        features = layers[2](self._upscaled_once(decoded))  # (N, P, 4 L, D / 4)
+        second = layers[3]
         kernel = second.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 D / 8, D / 4)
-        features = (kernel @ features.mT).unflatten(2, (4, -1))  # (N, P, 4, D / 8, 4 L)
-        features = last_activation(features + second.bias[:, None])
-        logits = weights[:, :, None] @ features  # (N, P, 4, K, 4 L)
+        features = _affine(features, kernel, second.bias.repeat(4), gelu=True)
+        features = features.unflatten(3, (4, -1)).flatten(2, 3)  # (N, P, 16 L, D / 8)
+        logits = _product(weights, features.mT)  # (N, P, K, 16 L)
         grid_h, grid_w = decoded.grid_hw
-        logits = logits.reshape(*logits.shape[:2], 2, 2, -1, grid_h, grid_w, 2, 2)
-        # (N, P, y, x, K, H'', W'', Y, X) -> (N, P, K, H'', Y, y, W'', X, x)
-        logits = logits.permute(0, 1, 4, 5, 7, 2, 6, 8, 3)
+        logits = logits.unflatten(3, (grid_h, grid_w, 2, 2, 2, 2))
+        # (N, P, K, H'', W'', Y, X, y, x) -> (N, P, K, H'', Y, y, W'', X, x)
+        logits = logits.permute(0, 1, 2, 3, 5, 7, 4, 6, 8)
         return logits.flatten(6, 8).flatten(3, 5)
 
     def _upscaled_once(self, decoded: DecodedPrompts) -> Tensor:
@@ -1180,7 +1262,7 @@ class MaskDecoder(nn.Module):
         first, norm = layers[0], layers[1]
         image, kernel = decoded.image, self._first_kernel()
         bias = image.bias @ kernel + first.bias.repeat(4)
-        features = image.weights.mT @ (image.rows @ kernel)  # (N, P, L, D)
+        features = _product(image.weights.mT, image.rows @ kernel)  # (N, P, L, D)
         features = torch.addcmul(features, image.scale.mT, decoded.upscaled) + bias
         features = features.unflatten(3, (4, -1)).flatten(2, 3)
         return F.layer_norm(features, norm.weight.shape, norm.weight, norm.bias, norm.eps)
@@ -1333,7 +1415,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
     def prompts_per_group(self) -> int | None:
         """How many prompt sets are decoded together; None chooses by device and image size.
 
-        On a processor two of `sam_vit_b` are fastest: what is known of them fits the cache. More
+        On a processor four of `sam_vit_b` are fastest: what is known of them fits the cache. More
         on a GPU. Results do not depend on it. Can be set.
         """
         return self.mask_decoder.prompts_per_group

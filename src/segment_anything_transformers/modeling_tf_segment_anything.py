@@ -38,10 +38,13 @@ from .mask_ops import bilinear_matrix
 
 
 def _gelu_exact(features: Any) -> Any:
-    """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow."""
+    """As `ops.gelu` without approximation, for which TensorFlow takes a function thrice as slow.
+
+    Written so that TensorFlow recognises it: after `_affine` it costs next to nothing.
+    """
     if FOR_TFLITE.get():  # which has that function and not this one
         return ops.gelu(features, approximate=False)
-    return features * (0.5 + 0.5 * ops.erf(features * math.sqrt(0.5)))
+    return (ops.erf(features * math.sqrt(0.5)) + 1.0) * 0.5 * features
 
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -69,6 +72,14 @@ def _uniform() -> keras.initializers.Initializer:
 
 def _dense(width: int, bias: bool = True) -> layers.Dense:
     return layers.Dense(width, use_bias=bias, kernel_initializer=_uniform())
+
+
+def _affine(rows: Any, kernel: Any, bias: Any) -> Any:
+    """Rows (n, C) by a matrix (C, D), plus a bias (D): (n, D).
+
+    On matrices TensorFlow computes product, bias and a following activation in one pass.
+    """
+    return ops.add(ops.matmul(rows, kernel), bias)
 
 
 def _convolution(width: int, kernel: int, bias: bool = True) -> layers.Conv2D:
@@ -154,6 +165,11 @@ class Upscaling(layers.Conv2DTranspose):
         kernel = ops.reshape(ops.cast(self.kernel, dtype), (4 * self.filters, -1))
         return ops.transpose(kernel)
 
+    def centred_matrix(self, dtype: Any) -> Any:
+        """As `matrix`, with each pixel's mean over the channels taken off."""
+        matrix = ops.reshape(self.matrix(dtype), (-1, 4, self.filters))
+        return ops.reshape(_centred(matrix), (-1, 4 * self.filters))
+
     def repeated_bias(self, dtype: Any) -> Any:
         """The bias (4 width), once for each of the four pixels."""
         return ops.tile(ops.cast(self.bias, dtype), (4,))
@@ -201,8 +217,11 @@ class Perceptron(layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Transforms each token on its own."""
-        x = self.drop(self.activation(self.lin1(x)), training=training)
-        return self.drop(self.lin2(x), training=training)
+        shape, weights = ops.shape(x), (self.lin1.kernel, self.lin1.bias)
+        rows = ops.reshape(x, (-1, self.width))
+        rows = self.activation(_affine(rows, *(ops.cast(weight, x.dtype) for weight in weights)))
+        x = ops.reshape(rows, (*shape[:-1], self.hidden))
+        return self.drop(self.lin2(self.drop(x, training=training)), training=training)
 
 
 # ------------------------------------------------------------------------------ image encoder
@@ -1136,7 +1155,7 @@ class MaskDecoder(layers.Layer):
         image = ops.reshape(image, (images, sets, height * width, depth))
         positions = ops.reshape(image_positions, (height * width, depth))
         shared = self.transformer.share(image, ops.cast(positions, image.dtype))
-        kernel = self.output_upscaling[0].matrix(image.dtype)
+        kernel = self.output_upscaling[0].centred_matrix(image.dtype)
         return shared._replace(tokens=ops.matmul(shared.tokens, kernel))
 
     def decode(self, shared: SharedImage, prompt_tokens: Any, exists: Any) -> DecodedPrompts:
@@ -1200,12 +1219,10 @@ class MaskDecoder(layers.Layer):
         weights = ops.stack(
             [self.output_hypernetworks_mlps[k](tokens[:, :, k]) for k in chosen], axis=2
         )  # (N, P, K, D / 8)
-        first, norm, activation, second, last_activation = self.output_upscaling
-        features = self._upscaled_once(decoded.image, shared.tokens, first)  # (N, P, L, D)
-        features = ops.reshape(features, (-1, first.filters))  # (N P 4 L, D / 4)
-        features = activation(norm(features))
+        *_, second, last_activation = self.output_upscaling
+        features = self._upscaled_once(decoded.image, shared.tokens)  # (N P 4 L, D / 4)
         kernel, bias = second.matrix(features.dtype), second.repeated_bias(features.dtype)
-        features = last_activation(ops.matmul(features, kernel) + bias)
+        features = last_activation(_affine(features, kernel, bias))
         images, sets, count, depth = ops.shape(weights)
         height, width = grid_hw
         features = ops.reshape(features, (images, sets, 16 * height * width, depth))
@@ -1216,12 +1233,24 @@ class MaskDecoder(layers.Layer):
         size = (MASK_UPSCALING * height, MASK_UPSCALING * width)
         return ops.reshape(logits, (images, sets, count, *size))
 
-    def _upscaled_once(self, image: PromptedImage, shared: Any, first: Any) -> Any:
-        """The image after the first transposed convolution: (N, P, L, 4 D / 4)."""
-        kernel = first.matrix(shared.dtype)
-        bias = ops.matmul(image.bias[None], kernel)[0] + first.repeated_bias(shared.dtype)
+    def _upscaled_once(self, image: PromptedImage, shared: Any) -> Any:
+        """The image after transposed convolution, norm and activation: (N P 4 L, D / 4).
+
+        The matrices are centred, so the norm need not. It multiplies by a diagonal matrix, which
+        TensorFlow computes together with bias and activation.
+        """
+        first, norm, activation, *_ = self.output_upscaling
+        kernel, dtype = first.centred_matrix(shared.dtype), shared.dtype
+        bias = ops.matmul(image.bias[None], kernel)[0]
+        bias = bias + ops.tile(_centred(ops.cast(first.bias, dtype)), (4,))
         features = ops.matmul(ops.swapaxes(image.weights, 2, 3), ops.matmul(image.rows, kernel))
-        return features + ops.swapaxes(image.scale, 2, 3) * shared + bias
+        features = features + ops.swapaxes(image.scale, 2, 3) * shared + bias
+        features = ops.reshape(features, (-1, first.filters))
+        mean = ops.full((first.filters, 1), 1.0 / first.filters)
+        variance = ops.matmul(ops.square(ops.cast(features, "float32")), mean)
+        features = features * ops.cast(ops.rsqrt(variance + norm.epsilon), dtype)
+        gamma, beta = (ops.cast(weight, dtype) for weight in (norm.gamma, norm.beta))
+        return activation(_affine(features, ops.diag(gamma), beta))
 
 
 # -------------------------------------------------------------------------------------- model

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from .backends import GoodMasks, backend_for
-from .image_arrays import read_image, to_numpy
+from .image_arrays import read_image
 from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
 from .mask_upscaling import MaskUpscaler
+from .predictor_prompts import FOREGROUND, checked_masks, checked_prompts
 
 Preprocessing = Callable[[np.ndarray], np.ndarray]
 
-FOREGROUND, BACKGROUND, NOT_A_POINT = 1, 0, -1
+
+class PreparedImage(NamedTuple):
+    """An image as the model takes it."""
+
+    pixel_values: np.ndarray
+    """(C, H, W) float32, resized, normalised and padded."""
+    resizer: ImageResizer
+    """Knows its original size and where it lies in the input."""
+
+
+class EncodedImage(NamedTuple):
+    """An image that prompts can be asked about."""
+
+    image_embeddings: Any
+    """(1, D, H'', W''), a tensor of the model's framework."""
+    resizer: ImageResizer
 
 
 class SAMPredictor:
@@ -43,8 +58,9 @@ class SAMPredictor:
             By default the image processor that belongs to the model's configuration.
         dtype: Precision to run a PyTorch model in: "bfloat16" and "float16" are faster where the
             processor or the GPU computes in them, and masks differ at a few pixels of their edge.
-            A copy of the model is made then; a model loaded with `dtype=` needs none. By default
-            the model's own.
+            "int8" rounds the weights of the encoder's linear layers, and their inputs, to 8 bits;
+            masks differ more. A copy of the model is made then; a model loaded with `dtype=`
+            needs none. By default the model's own.
 
     Source: the class SAMPredictor of the specification.
     """
@@ -120,6 +136,17 @@ class SAMPredictor:
     def set_pixels(self, pixels: np.ndarray) -> None:
         """As `set_image`, for what `read_image` returned or a cut-out of it."""
         self.clear_image()
+        [encoded] = self.encode([self.prepare(pixels)])
+        self.set_encoded(encoded)
+
+    def prepare(self, pixels: np.ndarray) -> PreparedImage:
+        """What `read_image` returned, or a cut-out of it, as the model takes it.
+
+        Sets no image, like `encode`: both may run in another thread than the prompts.
+
+        Raises:
+            ValueError: If `preprocessing` changes the shape.
+        """
         resizer = ImageResizer(pixels.shape[:2], self.config.input_size)
         resized = resizer.scale_image(pixels)
         input_values = np.asarray(self.preprocessing(resized), np.float32)
@@ -129,8 +156,19 @@ class SAMPredictor:
                 f"got {input_values.shape}. Resizing and padding are done by the predictor."
             )
         padded = resizer.pad_image(input_values)  # (H, W, C), zero after normalising
-        self._image_embeddings = self.backend.encode_images(padded.transpose(2, 0, 1)[None])
-        self._resizer = resizer
+        return PreparedImage(padded.transpose(2, 0, 1), resizer)
+
+    def encode(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        """Some images, encoded together."""
+        embeddings = self.backend.encode_images(np.stack([image.pixel_values for image in images]))
+        return [
+            EncodedImage(embeddings[index : index + 1], image.resizer)
+            for index, image in enumerate(images)
+        ]
+
+    def set_encoded(self, image: EncodedImage) -> None:
+        """Takes the image in place of an earlier one."""
+        self._image_embeddings, self._resizer = image
 
     def __call__(
         self,
@@ -189,7 +227,7 @@ class SAMPredictor:
             Logits (K, H', W') or (N, K, H', W'), scores (K,) or (N, K), float32.
         """
         resizer = self._require_image()
-        prompts = _checked_prompts(points, labels, boxes, masks, self.config.mask_size())
+        prompts = checked_prompts(points, labels, boxes, masks, self.config.mask_size())
         if prompts.count == 0:
             n_masks = self.config.nb_multimask_outputs if multimask_output else 1
             empty = np.zeros((0, n_masks, *self.config.mask_size()), np.float32)
@@ -254,7 +292,7 @@ class SAMPredictor:
             ValueError: If its size is not that of the image.
         """
         resizer = self._require_image()
-        mask = _checked_masks("mask", mask, resizer.src_size, "the image")
+        mask = checked_masks("mask", mask, resizer.src_size, "the image")
         padded = resizer.pad_image(
             resizer.scale_image(mask, channels_last=False), channels_last=False
         )
@@ -316,102 +354,3 @@ def _check_values(pixels: np.ndarray, expects_bytes: bool) -> None:
             f"Pixel values must lie in [0, 255], and these are fractions up to {highest:g}: "
             "this looks like an image in [0, 1]. Multiply it by 255."
         )
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Checked prompts with their leading axis, and whether the user gave that axis."""
-
-    is_batched: bool
-    count: int
-    points: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    boxes: np.ndarray | None = None
-    masks: np.ndarray | None = None
-
-
-def _checked_prompts(
-    points: Any, labels: Any, boxes: Any, masks: Any, mask_hw: tuple[int, int]
-) -> _Prompts:
-    if labels is not None and points is None:
-        raise ValueError("labels say what points mean, but there are no points. Pass both.")
-    given: dict[str, np.ndarray] = {}
-    if points is not None:
-        given["points"] = _checked_numbers("points", points, "(M1, 2) or (N, M1, 2)", (2,))
-        given["labels"] = _checked_labels(labels, given["points"])
-    if boxes is not None:
-        given["boxes"] = _checked_boxes(boxes)
-    if masks is not None:
-        given["masks"] = _checked_masks("masks", masks, mask_hw, "the model's mask size")
-    is_batched, count = _batch_of(given)
-    batched = {name: array if is_batched else array[None] for name, array in given.items()}
-    present = {name: array for name, array in batched.items() if array.shape[1] > 0}
-    return _Prompts(**present, is_batched=is_batched, count=count)
-
-
-def _batch_of(given: dict[str, np.ndarray]) -> tuple[bool, int]:
-    """Whether the prompts have a batch axis, and its length."""
-    unbatched_ndim = {"points": 2, "labels": 1, "boxes": 2, "masks": 3}
-    sizes = {
-        name: len(array) if array.ndim > unbatched_ndim[name] else None
-        for name, array in given.items()
-    }
-    if len(set(sizes.values())) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
-        raise ValueError(
-            "Either no prompt has a leading batch axis, or all have one of the same length; "
-            f"got {shapes}."
-        )
-    count = next(iter(sizes.values()), None)
-    return count is not None, 1 if count is None else count
-
-
-def _checked_numbers(name: str, values: Any, shape: str, last_axes: tuple[int, ...]) -> np.ndarray:
-    """The values, if they are finite numbers of the shape that the text describes."""
-    array = to_numpy(values)
-    if array.dtype.kind not in "uif":
-        raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}.")
-    n_last = len(last_axes)
-    if array.ndim not in (n_last + 1, n_last + 2) or array.shape[-n_last:] != last_axes:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity.")
-    return array
-
-
-def _checked_labels(labels: Any, points: np.ndarray) -> np.ndarray:
-    if labels is None:
-        return np.full(points.shape[:-1], FOREGROUND, np.int64)
-    labels = to_numpy(labels)
-    if labels.shape != points.shape[:-1]:
-        raise ValueError(
-            f"labels must have one entry for each point, {points.shape[:-1]}, got {labels.shape}."
-        )
-    if not np.isin(labels, (FOREGROUND, BACKGROUND, NOT_A_POINT)).all():
-        raise ValueError(
-            "labels must be 1 (foreground), 0 (background) or -1 (not a point), "
-            f"got {sorted(set(labels.ravel().tolist()))}."
-        )
-    return labels.astype(np.int64)
-
-
-def _checked_boxes(boxes: Any) -> np.ndarray:
-    boxes = _checked_numbers("boxes", boxes, "(M2, 4) or (N, M2, 4)", (4,))
-    reversed_boxes = boxes[(boxes[..., 2:] < boxes[..., :2]).any(axis=-1)]
-    if len(reversed_boxes):
-        raise ValueError(
-            "boxes must be left, top, right, bottom with left <= right and top <= bottom, "
-            f"got {reversed_boxes[0].tolist()}."
-        )
-    return boxes
-
-
-def _checked_masks(name: str, masks: Any, size_hw: tuple[int, int], whose: str) -> np.ndarray:
-    if to_numpy(masks).dtype == bool:
-        raise TypeError(
-            f"{name} must hold logits, got a boolean mask. "
-            "np.where(mask, 10.0, -10.0) makes confident logits of it."
-        )
-    height, width = size_hw
-    shape = f"(M, {height}, {width}) or (N, M, {height}, {width}), the size of {whose}"
-    return _checked_numbers(name, masks, shape, (height, width)).astype(np.float32)

@@ -215,5 +215,5 @@ def test_parameters_and_defaults_are_metas(meta):
     assert [(parameter.name, parameter.default) for parameter in ours[: len(expected)]] == [
         (parameter.name, parameter.default) for parameter in expected
     ]
-    own = ["preprocessing", "dtype", "skip_covered_points"]
+    own = ["preprocessing", "dtype", "skip_covered_points", "merge_crop_seams"]
     assert [parameter.name for parameter in ours[len(expected) :]] == own

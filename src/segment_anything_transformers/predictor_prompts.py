@@ -1,0 +1,135 @@
+"""The prompts that a predictor is given: checked, and brought to one form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .image_arrays import to_numpy
+
+FOREGROUND, BACKGROUND, NOT_A_POINT = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Checked prompts, N independent ones; those that are absent are None."""
+
+    is_batched: bool
+    """Whether the user gave the leading axis."""
+    count: int
+    """N."""
+    points: np.ndarray | None = None
+    """(N, M1, 2)."""
+    labels: np.ndarray | None = None
+    """(N, M1) int64."""
+    boxes: np.ndarray | None = None
+    """(N, M2, 4)."""
+    masks: np.ndarray | None = None
+    """(N, M3, H', W') float32."""
+
+
+def checked_prompts(
+    points: Any, labels: Any, boxes: Any, masks: Any, mask_hw: tuple[int, int]
+) -> Prompts:
+    """The prompts of a call of `SAMPredictor`, in which `mask_hw` is the size (H', W') of masks.
+
+    Raises:
+        TypeError: If a prompt does not consist of numbers.
+        ValueError: If prompts have the wrong shape, or values that make no sense.
+    """
+    if labels is not None and points is None:
+        raise ValueError("labels say what points mean, but there are no points. Pass both.")
+    given: dict[str, np.ndarray] = {}
+    if points is not None:
+        given["points"] = _checked_numbers("points", points, "(M1, 2) or (N, M1, 2)", (2,))
+        given["labels"] = _checked_labels(labels, given["points"])
+    if boxes is not None:
+        given["boxes"] = _checked_boxes(boxes)
+    if masks is not None:
+        given["masks"] = checked_masks("masks", masks, mask_hw, "the model's mask size")
+    is_batched, count = _batch_of(given)
+    batched = {name: array if is_batched else array[None] for name, array in given.items()}
+    present = {name: array for name, array in batched.items() if array.shape[1] > 0}
+    return Prompts(**present, is_batched=is_batched, count=count)
+
+
+def _batch_of(given: dict[str, np.ndarray]) -> tuple[bool, int]:
+    """Whether the prompts have a batch axis, and its length."""
+    unbatched_ndim = {"points": 2, "labels": 1, "boxes": 2, "masks": 3}
+    sizes = {
+        name: len(array) if array.ndim > unbatched_ndim[name] else None
+        for name, array in given.items()
+    }
+    if len(set(sizes.values())) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
+        raise ValueError(
+            "Either no prompt has a leading batch axis, or all have one of the same length; "
+            f"got {shapes}."
+        )
+    count = next(iter(sizes.values()), None)
+    return count is not None, 1 if count is None else count
+
+
+def _checked_numbers(name: str, values: Any, shape: str, last_axes: tuple[int, ...]) -> np.ndarray:
+    """The values, if they are finite numbers of the shape that the text describes."""
+    array = to_numpy(values)
+    if array.dtype.kind not in "uif":
+        raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}.")
+    n_last = len(last_axes)
+    if array.ndim not in (n_last + 1, n_last + 2) or array.shape[-n_last:] != last_axes:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity.")
+    return array
+
+
+def _checked_labels(labels: Any, points: np.ndarray) -> np.ndarray:
+    if labels is None:
+        return np.full(points.shape[:-1], FOREGROUND, np.int64)
+    labels = to_numpy(labels)
+    if labels.shape != points.shape[:-1]:
+        raise ValueError(
+            f"labels must have one entry for each point, {points.shape[:-1]}, got {labels.shape}."
+        )
+    if not np.isin(labels, (FOREGROUND, BACKGROUND, NOT_A_POINT)).all():
+        raise ValueError(
+            "labels must be 1 (foreground), 0 (background) or -1 (not a point), "
+            f"got {sorted(set(labels.ravel().tolist()))}."
+        )
+    return labels.astype(np.int64)
+
+
+def _checked_boxes(boxes: Any) -> np.ndarray:
+    boxes = _checked_numbers("boxes", boxes, "(M2, 4) or (N, M2, 4)", (4,))
+    reversed_boxes = boxes[(boxes[..., 2:] < boxes[..., :2]).any(axis=-1)]
+    if len(reversed_boxes):
+        raise ValueError(
+            "boxes must be left, top, right, bottom with left <= right and top <= bottom, "
+            f"got {reversed_boxes[0].tolist()}."
+        )
+    return boxes
+
+
+def checked_masks(name: str, masks: Any, size_hw: tuple[int, int], whose: str) -> np.ndarray:
+    """Mask logits (M, H, W) or (N, M, H, W) of that size as float32.
+
+    Args:
+        name: What the user calls them.
+        masks: The user's array.
+        size_hw: The size they must have.
+        whose: What has that size.
+
+    Raises:
+        TypeError: If they are boolean, or no numbers.
+        ValueError: If they have another shape, or are not finite.
+    """
+    if to_numpy(masks).dtype == bool:
+        raise TypeError(
+            f"{name} must hold logits, got a boolean mask. "
+            "np.where(mask, 10.0, -10.0) makes confident logits of it."
+        )
+    height, width = size_hw
+    shape = f"(M, {height}, {width}) or (N, M, {height}, {width}), the size of {whose}"
+    return _checked_numbers(name, masks, shape, (height, width)).astype(np.float32)

@@ -1,0 +1,199 @@
+"""What the benchmarks write and count; they themselves are run by `make bench`."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks import gpu, growth, switches
+from benchmarks.speeds import calls, measure, page, report
+from benchmarks.speeds.cases import CASES
+from tests.fake_backend import small_config
+from tests.tiny import random_model
+
+RESULTS = {
+    "rate": 100e9,
+    "seconds": {"ours": 1.0, "transformers": 5.0, "Meta": 8.0},
+    "operations": {"ours": 50e9, "transformers": 250e9},
+    "memory": {
+        "ours": {"above": 0.2e9, "peak": 1e9, "seconds": 1.1},
+        "transformers": {"above": 2e9, "peak": 3e9, "seconds": 5.1},
+    },
+}
+TABLE = """\
+### Decoder of sam_vit_b, 64 clicks, three masks each, fp32
+
+|  | seconds | ours / theirs | GFLOP | of the machine's rate | peak memory above the weights | \
+ours / theirs |
+| --- | --- | --- | --- | --- | --- | --- |
+| ours | 1 |  | 50 | 50% | 0.20 GB (1.00 in all) |  |
+| transformers | 5 | 0.20 | 250 | 50% | 2.00 GB (3.00 in all) | 0.10 |
+| Meta | 8 | 0.12 |  |  |  |  |
+
+Asked, and reached:
+
+- time of ours: at most 0.25 of transformers; 0.20
+- peak memory above the weights of ours: at most 0.2 of transformers; 0.10
+
+"""
+
+
+# ---- the page
+
+
+def test_a_part_of_the_page_is_replaced_and_no_other(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text("# Top\n\n<!-- a -->\nold\n<!-- /a -->\n\ntext\n\n<!-- b -->\nb\n<!-- /b -->\n")
+    page.write_part("a", "new\n\n", file)
+    expected = "# Top\n\n<!-- a -->\n\nnew\n\n<!-- /a -->\n\ntext\n\n<!-- b -->\nb\n<!-- /b -->\n"
+    assert file.read_text() == expected
+    page.write_part("a", "new", file)
+    assert file.read_text() == expected
+    with pytest.raises(ValueError, match="no part between <!-- c --> and <!-- /c -->"):
+        page.write_part("c", "new", file)
+
+
+def test_the_page_has_a_part_for_every_script():
+    text = page.PAGE.read_text()
+    for name in ("speed", "growth", "switches", "gpu"):
+        assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->\n") == 1
+        assert f"`python -m benchmarks.{name}`" in text
+
+
+def test_columns_without_anything_are_left_out():
+    table = page.table(["", "seconds", "memory"], [["ours", "1", ""], ["theirs", "2", ""]])
+    assert table == "|  | seconds |\n| --- | --- |\n| ours | 1 |\n| theirs | 2 |"
+
+
+# ---- cases
+
+
+def test_a_case_as_a_table():
+    assert report.table("decoder", RESULTS) == TABLE
+
+
+def test_what_was_not_measured_is_not_shown():
+    table = report.table("decoder", {"seconds": {"ours": 1.0, "Meta": 4.0}, "memory": {}})
+    assert table.splitlines()[2:] == [
+        "|  | seconds | ours / theirs |",
+        "| --- | --- | --- |",
+        "| ours | 1 |  |",
+        "| Meta | 4 | 0.25 |",
+        "",
+    ]
+
+
+def test_a_goal_in_bytes():
+    figures = {"above": 1.0e9, "peak": 1.5e9}
+    results = {"seconds": {"our generator": 9.0}, "memory": {"our generator": figures}}
+    asked = "- peak memory, process included of our generator: at most 1.6 GB; 1.50 GB"
+    assert asked in report.table("large", results).splitlines()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_goals_speak_of_contestants_and_of_what_is_measured(name):
+    case = CASES[name]
+    assert set(case.operations) <= set(case.makers)
+    for goal in case.goals:
+        assert {goal.of, goal.against} <= {*case.makers, None}
+        assert case.memory or goal.figure == "seconds"
+
+
+# ---- operations
+
+
+@pytest.mark.parametrize(
+    ("call", "products"),
+    [
+        (lambda: nn.Linear(7, 5)(torch.randn(3, 7)), 3 * 7 * 5),
+        (lambda: torch.randn(2, 3, 4) @ torch.randn(2, 4, 5), 2 * 3 * 4 * 5),
+        (
+            lambda: torch.zeros(2, 3, 5).baddbmm_(torch.randn(2, 3, 4), torch.randn(2, 4, 5)),
+            2 * 3 * 4 * 5,
+        ),
+        (lambda: nn.Conv2d(3, 5, 2)(torch.randn(1, 3, 4, 4)), 3 * 5 * 4 * 9),
+        (
+            lambda: nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 2, 6, 4)),
+            2 * 2 * 6 * 6 * 4,
+        ),
+    ],
+    ids=["linear", "batched", "in place", "convolution", "attention"],
+)
+@torch.no_grad()
+def test_operations_are_two_for_each_product(call, products):
+    assert measure.operations(call) == 2 * products
+
+
+# ---- growth, switches, GPU
+
+
+def test_growth_is_compared_with_proportion():
+    figures = {64: {"seconds": 2.0, "above": 1e8}, 256: {"seconds": 6.0, "above": 1e8}}
+    assert growth.table("points", figures).splitlines()[2:] == [
+        "| 64 | 2 | 1.00 | 0.10 GB |",
+        "| 256 | 6 | 0.75 | 0.10 GB |",
+    ]
+    figures = {1: {"seconds": 2.0, "above": 1e8}, 2: {"seconds": 1.5, "above": 1e8}}
+    assert growth.table("threads", figures).splitlines()[3] == "| 2 | 1.5 | 1.50 | 0.10 GB |"
+
+
+def test_growth_is_drawn(tmp_path):
+    figures = {1: {"seconds": 2.0, "above": 1e8}, 2: {"seconds": 1.5, "above": 3e8}}
+    file = tmp_path / "images" / "growth.png"
+    growth.draw({"images": figures, "threads": figures}, file)
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    for colour in ((37, 99, 235), (249, 115, 22)):
+        is_colour = (pixels == colour).all(axis=2)
+        halves = is_colour[:, : pixels.shape[1] // 2], is_colour[:, pixels.shape[1] // 2 :]
+        assert all(half.any() for half in halves)
+
+
+def test_found_again_is_a_share_of_the_masks():
+    mask, other = np.zeros((2, 40, 60), bool)
+    mask[10:30, 10:30] = other[10:30, 40:60] = True
+    larger = mask.copy()
+    larger[10:30, 30:32] = True  # an IoU of 10 / 11
+    assert switches.found_again([mask, other], [larger], 0.9) == 0.5
+    assert switches.found_again([mask, other], [larger], 0.98) == 0.0
+    assert switches.found_again([mask, other], [other, mask], 0.98) == 1.0
+    assert switches.found_again([mask], [], 0.9) == 0.0
+
+
+def test_thresholds_let_three_masks_in_ten_pass():
+    model = random_model(small_config())
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 110, 3), np.uint8))
+    limits = calls.thresholds(model, image)
+    assert limits.keys() == {"pred_iou_thresh", "stability_score_thresh"}
+    found = switches.everything(model, image, 8, {**limits, "box_nms_thresh": 1.0})
+    assert found.points == 64
+    three_in_ten = math.ceil(0.3 * 3 * 64)
+    assert 0 < len(found.masks) <= three_in_ten
+    limits = calls.thresholds(model, image, is_trained=False)
+    found = switches.everything(model, image, 8, {**limits, "box_nms_thresh": 1.0})
+    assert len(found.masks) == three_in_ten
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
+    before = page.PAGE.read_text()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    gpu.main()
+    assert capsys.readouterr().out == "PyTorch finds no GPU here, so nothing was measured.\n"
+    assert page.PAGE.read_text() == before
+
+
+def test_contestants_of_the_gpu_are_compared(monkeypatch):
+    monkeypatch.setattr(
+        measure, "best_times", lambda calls, _: dict(zip(calls, (2, 8), strict=True))
+    )
+    table = gpu.compared({"ours": int, "transformers": int}, 3, is_gpu=False)
+    assert table.splitlines() == [
+        "|  | seconds | ours / theirs |",
+        "| --- | --- | --- |",
+        "| ours | 2 |  |",
+        "| transformers | 8 | 0.25 |",
+    ]
