@@ -1,11 +1,15 @@
 import inspect
+import json
 
 import pytest
+import torch
 
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
+from segment_anything_transformers.mask_ops import masks_to_rles
+from tests.sample_folders import rectangles
 
 
 def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
@@ -25,6 +29,26 @@ def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_pa
     code, out, err = run_on_data("finetune data --steps 3 --clicks 1 -q --output tuned --resume")
     assert (code, out) == (0, ""), err
     assert (tmp_path / "tuned" / "checkpoints" / "checkpoint-3").is_dir()
+
+
+def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
+    images, annotations = [], []
+    for seed in range(3):
+        images.append({"id": seed, "file_name": f"{seed}.png"})
+        for rle in masks_to_rles(rectangles(seed)[1]):
+            annotations.append({"image_id": seed, "segmentation": rle})
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    data = "coco.json --images data/images --eval-data coco.json --eval-images data/images"
+    options = "--steps 1 --clicks 1 -q"
+    code, _, err = run_on_data(f"finetune {data} {options} --output tuned")
+    assert code == 0, err
+    assert run_on_data(f"finetune data --eval-data data {options} --output same")[0] == 0
+    tuned, same = (
+        SegmentAnythingModel.from_pretrained(name).state_dict() for name in ("tuned", "same")
+    )
+    for name, tensor in same.items():
+        assert torch.equal(tuned[name], tensor), name
 
 
 def test_faulty_images_are_named(run_on_data, tmp_path):
