@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks import gpu, growth, switches
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
+from segment_anything_transformers.modeling_segment_anything import Linear
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
@@ -110,6 +111,7 @@ def test_goals_speak_of_contestants_and_of_what_is_measured(name):
     ("call", "products"),
     [
         (lambda: nn.Linear(7, 5)(torch.randn(3, 7)), 3 * 7 * 5),
+        (lambda: Linear(7, 5)(torch.randn(3, 2, 7)), 3 * 2 * 7 * 5),
         (lambda: torch.randn(2, 3, 4) @ torch.randn(2, 4, 5), 2 * 3 * 4 * 5),
         (
             lambda: torch.zeros(2, 3, 5).baddbmm_(torch.randn(2, 3, 4), torch.randn(2, 4, 5)),
@@ -121,7 +123,7 @@ def test_goals_speak_of_contestants_and_of_what_is_measured(name):
             2 * 2 * 6 * 6 * 4,
         ),
     ],
-    ids=["linear", "batched", "in place", "convolution", "attention"],
+    ids=["linear", "our linear", "batched", "in place", "convolution", "attention"],
 )
 @torch.no_grad()
 def test_operations_are_two_for_each_product(call, products):

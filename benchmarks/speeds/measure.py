@@ -6,6 +6,7 @@ them is one of the same minutes. Memory comes from a process of its own for each
 
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
@@ -80,13 +81,18 @@ def operations(call: Call) -> int:
     """
     aten = torch.ops.aten
     formulas = {
-        # the fused attention of processors, and a product added in place, are not in PyTorch's list
+        # not in PyTorch's list: what processors have fused, and a product added in place
+        torch.ops.mkldnn._linear_pointwise: _linear_operations,
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
         aten.baddbmm_: lambda added, left, right, **_: flop_counter.bmm_flop(left, right),
     }
     with flop_counter.FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return counter.get_total_flops()
+
+
+def _linear_operations(inputs, weight, *_, **__) -> int:
+    return 2 * math.prod(inputs) * weight[0]
 
 
 def _attention_operations(query, key, value, *_, **__) -> int:
