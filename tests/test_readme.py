@@ -37,7 +37,7 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     shapes = [tuple(mask.shape) for mask in names["masks"]]
     assert shapes == [(2, 3, 400, 600), (2, 3, 300, 200)]
     assert names["loss"].item() > 0
-    assert names["tf_masks"].shape == (1, 3, 512, 512)
+    assert names["tf_masks"].shape == (1, 3, 1024, 1024)
     assert (tmp_path / "my-tf-sam" / "model.safetensors").exists()
 
 

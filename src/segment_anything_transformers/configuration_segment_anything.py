@@ -52,7 +52,6 @@ _HUB = "https://huggingface.co/"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "sam_vit_t": {
-        "input_size": (512, 512),
         "fixed_input_size": False,
         "embed_dim": 128,
         "encoder_embed_dim": 192,

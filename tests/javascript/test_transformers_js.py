@@ -63,7 +63,7 @@ def expected_masks(predictor, points, labels):
     return predictor(points=points[:, 2:], labels=labels[:, 2:], boxes=boxes)
 
 
-@pytest.mark.parametrize(("longest", "agreement"), [(600, 0.999), (512, 0.9999)])
+@pytest.mark.parametrize(("longest", "agreement"), [(600, 0.999), (1024, 0.9999)])
 def test_masks_agree_with_pytorch(node, model, exported, tmp_path, longest, agreement):
     """The photo as it is, and as large as the model input: that is not resampled, which
     transformers.js does a little differently."""
