@@ -17,8 +17,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo       segments a photograph with the model in the package, into $(OUTPUT)/"
-	@echo "make test       ruff, mypy, every test, and the wheel"
-	@echo "make test-fast  the tests that are not slow"
+	@echo "make test       ruff, mypy, every test, and the wheel; installs Chromium and Node.js"
+	@echo "make test-fast  the tests that are not slow and need no other programs"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     lets ruff put the code in order"
 	@echo "make bench      every figure that README and docs quote; takes hours"
@@ -54,19 +54,15 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Node.js may have been installed into the environment, and the tests look for it on the PATH.
 test: lint programs
-	$(BIN)/pytest $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest $(PYTEST_ARGS)
 
-# Programs that some tests run besides Python: a browser to click in, and Node.js.
-programs:
-	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
-		|| { apt-get update -qq && apt-get install -y -qq chromium; } \
-		|| { echo "The tests need Chromium: install it, or run make test-fast." >&2; exit 1; }
-	@command -v node >/dev/null && command -v npm >/dev/null \
-		|| { echo "The tests need Node.js 20 with npm: install it." >&2; exit 1; }
+programs: $(VENV)/.test
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m tests.programs
 
 test-fast: $(VENV)/.test
-	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not (slow or node or browser)" $(PYTEST_ARGS)
 
 # keras-hub asks for tensorflow with CUDA by its name; beside tensorflow-cpu it comes without.
 bench: $(VENV)/.test

@@ -60,7 +60,7 @@ def compare(model: SegmentAnythingModel, peer: Peer) -> Comparison:
     differences = {"embeddings": _difference(peer.encode(pixels), embeddings)}
     for kind, given in prompts.items():
         expected = model(image_embeddings=embeddings, **given)
-        logits, scores = peer.decode(embeddings, **given)
+        logits, scores = peer.decode(embeddings, given)
         differences[f"logits of {kind}"] = _difference(logits, expected.pred_masks)
         differences[f"scores of {kind}"] = _difference(scores, expected.iou_scores)
     rounded = {name: absolute for name, (absolute, _) in differences.items()}

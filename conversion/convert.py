@@ -1,6 +1,5 @@
 """A conversion from its source to the folder: written, compared, reported, renamed."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,5 +44,5 @@ def convert(source: str, folder: Path, to: str, input_size: Sequence[int] | None
                 f"{wrong[0].differences}."
             )
         report.write(made)
-        shutil.move(made, folder)
+        made.rename(folder)
     return report

@@ -12,7 +12,10 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingProcessor,
 )
-from segment_anything_transformers.configuration_segment_anything import ENCODER_NORM_EPS
+from segment_anything_transformers.configuration_segment_anything import (
+    ENCODER_NORM_EPS,
+    preset_of,
+)
 from segment_anything_transformers.huggingface_sam import (
     config_to_huggingface,
     processor_to_huggingface,
@@ -42,14 +45,16 @@ def write_huggingface(model: SegmentAnythingModel, folder: Path) -> None:
 
 
 def write_meta(model: SegmentAnythingModel, folder: Path) -> None:
-    """A `.pth` file of Meta's segment_anything, named like the model.
+    """A `.pth` file of Meta's segment_anything, named like the model or the preset that it is.
 
     Raises:
         ValueError: The input size is not square, which Meta's code asks for.
     """
     _check_square(model, "Meta's code")
     folder.mkdir(parents=True)
-    torch.save(model.state_dict(), folder / f"{model.config.name or 'sam'}.pth")
+    name = model.config.name or preset_of(model.config.to_dict()) or "sam"
+    # A configuration may say anything, "../x" too, and the file belongs into the folder.
+    torch.save(model.state_dict(), folder / f"{Path(name).name}.pth")
 
 
 def write_onnx(model: SegmentAnythingModel, folder: Path) -> None:

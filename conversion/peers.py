@@ -1,7 +1,7 @@
 """Other implementations of a model, each behind the same two functions."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import PADDING
 
+Prompts = Mapping[str, Tensor]
+"""`input_points` (1, P, M1, 2) with `input_labels` (1, P, M1), `input_boxes` (1, P, 4), or both."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -24,24 +27,18 @@ class Peer:
     Attributes:
         name: Its name and version.
         encode: Embeddings (1, D, H'', W'') of an image (1, C, H, W).
-        decode: Logits (1, P, K, H', W') and scores (1, P, K), of embeddings and the prompts
-            `input_points`, `input_labels` and `input_boxes` of which some are given.
+        decode: Logits (1, P, K, H', W') and scores (1, P, K), of embeddings and prompts.
     """
 
     name: str
     encode: Callable[[Tensor], Any]
-    decode: Callable[..., tuple[Any, Any]]
+    decode: Callable[[Tensor, Prompts], tuple[Any, Any]]
 
 
 def own_peer(folder: Path) -> Peer:
     """This package's model, loaded from a folder."""
     model = SegmentAnythingModel.from_pretrained(folder)
-
-    def decode(embeddings: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
-        output = model(image_embeddings=embeddings, **prompts)
-        return output.pred_masks, output.iou_scores
-
-    return Peer("segment-anything-transformers", model.get_image_embeddings, decode)
+    return _peer_in_pytorch("segment-anything-transformers", model)
 
 
 def transformers_peer(source: str | Path) -> Peer:
@@ -49,12 +46,14 @@ def transformers_peer(source: str | Path) -> Peer:
     import transformers
 
     model = transformers.SamModel.from_pretrained(source).float().eval()
+    return _peer_in_pytorch(f"transformers {transformers.__version__}, SamModel", model)
 
-    def decode(embeddings: Tensor, **prompts: Tensor) -> tuple[Tensor, Tensor]:
+
+def _peer_in_pytorch(name: str, model: Any) -> Peer:
+    def decode(embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         output = model(image_embeddings=embeddings, **prompts)
         return output.pred_masks, output.iou_scores
 
-    name = f"transformers {transformers.__version__}, SamModel"
     return Peer(name, model.get_image_embeddings, decode)
 
 
@@ -68,17 +67,10 @@ def meta_peer(model: SegmentAnythingModel, path: Path | None = None) -> Peer | N
     if path is not None:
         sam.load_state_dict(torch.load(path, weights_only=True))
 
-    def decode(
-        embeddings: Tensor,
-        input_points: Tensor | None = None,
-        input_labels: Tensor | None = None,
-        input_boxes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        points = None
-        if input_points is not None and input_labels is not None:
-            points = (input_points[0], input_labels[0])
-        boxes = None if input_boxes is None else input_boxes[0]
-        tokens, dense = sam.prompt_encoder(points, boxes, None)
+    def decode(embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        given = {name: tensor[0] for name, tensor in prompts.items()}  # it knows one image only
+        points = (given["input_points"], given["input_labels"]) if "input_points" in given else None
+        tokens, dense = sam.prompt_encoder(points, given.get("input_boxes"), None)
         positions = sam.prompt_encoder.get_dense_pe()
         logits, scores = sam.mask_decoder(embeddings, positions, tokens, dense, True)
         return logits[None], scores[None]
@@ -142,18 +134,13 @@ def onnx_peer(folder: Path) -> Peer:
     def encode(pixels: Tensor) -> Any:
         return sessions["vision_encoder"].run(None, {"pixel_values": pixels.numpy()})[0]
 
-    def decode(
-        embeddings: Tensor,
-        input_points: Tensor | None = None,
-        input_labels: Tensor | None = None,
-        input_boxes: Tensor | None = None,
-    ) -> tuple[Any, Any]:
+    def decode(embeddings: Tensor, prompts: Prompts) -> tuple[Any, Any]:
         points, labels = [], []
-        if input_points is not None and input_labels is not None:
-            points, labels = [input_points], [input_labels]
-        if input_boxes is not None:
-            points.append(input_boxes.unflatten(-1, (2, 2)))
-            labels.append(torch.tensor([2, 3]).expand(*input_boxes.shape[:2], 2))
+        if "input_points" in prompts:
+            points, labels = [prompts["input_points"]], [prompts["input_labels"]]
+        if "input_boxes" in prompts:  # its corners are points of their own kinds
+            points.append(prompts["input_boxes"].unflatten(-1, (2, 2)))
+            labels.append(torch.tensor([2, 3]).expand(*points[-1].shape[:-1]))
         inputs = {
             "image_embeddings": embeddings.numpy(),
             "image_positional_embeddings": embeddings.numpy(),  # not looked at
@@ -204,26 +191,20 @@ def _keras_peer(name: str, run: Callable[..., dict[str, Any]], model: SegmentAny
         embeddings = np.asarray(run("encode_images", images=images)["image_embeddings"])
         return np.moveaxis(embeddings, -1, 1)
 
-    def decode(
-        embeddings: Tensor,
-        input_points: Tensor | None = None,
-        input_labels: Tensor | None = None,
-        input_boxes: Tensor | None = None,
-    ) -> tuple[Any, Any]:
-        given = input_boxes if input_points is None else input_points
-        assert given is not None
-        sets = given.shape[:2]
-        if input_points is None or input_labels is None:
-            input_points = torch.full((*sets, 1, 2), float(PADDING))
-            input_labels = torch.full((*sets, 1), PADDING)
-        if input_boxes is None:
-            input_boxes = torch.full((*sets, 4), float(PADDING))
+    def decode(embeddings: Tensor, prompts: Prompts) -> tuple[Any, Any]:
+        sets = next(iter(prompts.values())).shape[:2]
+        absent = {
+            "input_points": torch.full((*sets, 1, 2), float(PADDING)),
+            "input_labels": torch.full((*sets, 1), PADDING),
+            "input_boxes": torch.full((*sets, 4), float(PADDING)),
+        }
+        points, labels, boxes = {**absent, **prompts}.values()  # in the order of `absent`
         made = run(
             "decode_masks",
             image_embeddings=np.ascontiguousarray(embeddings.permute(0, 2, 3, 1).numpy()),
-            points=input_points.numpy(),
-            labels=input_labels.int().numpy(),
-            boxes=input_boxes[:, :, None].numpy(),
+            points=points.numpy(),
+            labels=labels.int().numpy(),
+            boxes=boxes[:, :, None].numpy(),
             masks=np.full((*sets, 1, *mask_size), np.nan, np.float32),
         )
         logits, scores = np.asarray(made["mask_logits"]), np.asarray(made["iou_scores"])

@@ -15,12 +15,8 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
     load_samples,
 )
-from segment_anything_transformers.finetuning import (
-    SegmentAnythingTrainer,
-    as_class,
-    prepare_model,
-    training_arguments,
-)
+from segment_anything_transformers.finetuning import SegmentAnythingTrainer, training_arguments
+from segment_anything_transformers.finetuning_model import prepare_model, trained_model
 from segment_anything_transformers.training_data import ObjectsDataset, keep_embeddings
 
 
@@ -55,9 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
                 keep_embeddings(dataset, model, processor, f"{options.output}/embeddings")
     trainer = SegmentAnythingTrainer(learner, args, processor, train_data, eval_data)
     trainer.train()
-    tuned = learner.merge_and_unload() if options.mode == "lora" else learner
     if trainer.is_world_process_zero():
-        as_class(tuned, SegmentAnythingModel).save_pretrained(options.output)
+        trained_model(learner).save_pretrained(options.output)
         processor.save_pretrained(options.output)
 
 

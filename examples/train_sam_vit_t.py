@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from examples.scene_dataset import SceneDataset, ViewOptions
+from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead, training_loss
 from examples.training_start import initial_model
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
@@ -56,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
     parser.add_argument("--initial-encoder", help="model whose image encoder alone to start from")
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
+    parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
     parser.add_argument("--objects", type=int, default=6, help="objects an image")
     parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
@@ -133,7 +135,11 @@ class Run:
         torch.manual_seed(options.seed)
         self.options = options
         # With the few tokens of prompts, products and a softmax are faster than a fused kernel.
-        model = initial_model(options.initial, options.initial_encoder, "eager")
+        if options.frame:
+            model = enlarged(options.initial or "sam_vit_t", options.frame, "eager")
+            use_frame(model)
+        else:
+            model = initial_model(options.initial, options.initial_encoder, "eager")
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
         self.model = model
@@ -166,7 +172,7 @@ class Run:
         unfinished = self.options.output / f"{name}.tmp"
         torch.save(state, unfinished)
         unfinished.rename(self.options.output / name)
-        averaged = cast(SegmentAnythingModel, self.average.module)
+        averaged = cast(SegmentAnythingModel, self.average.module)  # config and weights alone
         averaged.save_pretrained(self.options.output / "model")
 
     def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -175,7 +181,9 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * share
-        draw = np.random.default_rng((self.options.seed, 1, self.step)).random()
+        draw, x, y = np.random.default_rng((self.options.seed, 1, self.step)).random(3)
+        if self.options.frame:
+            move_frame(self.model, self.options.size, x, y)
         with torch.autocast(
             self.options.device, torch.bfloat16, enabled=self.options.precision == "bf16"
         ):

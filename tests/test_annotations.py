@@ -255,6 +255,39 @@ def test_rows_of_a_data_set():
         samples[2]
 
 
+def test_a_data_set_in_a_folder_is_loaded_by_its_name(tmp_path, monkeypatch):
+    """Of its parquet file, as the library loads one from the Hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pictures = [rectangles(seed) for seed in range(2)]
+    ids = [(masks * np.array([[[1]], [[2]]])).sum(axis=0).astype(np.uint8) for _, masks in pictures]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = {
+        "image": [Image.fromarray(image) for image, _ in pictures],
+        "mask": [Image.fromarray(values) for values in ids],
+    }
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.to_parquet(folder / "validation-00000-of-00001.parquet")
+    samples = load_samples(folder, split="validation")
+    assert samples.names == ["row 0", "row 1"]
+    for sample, (image, masks) in zip(samples, pictures, strict=True):
+        np.testing.assert_array_equal(sample.image, image)
+        np.testing.assert_array_equal(sample.masks, masks)
+    with pytest.raises(ValueError, match=r"cells: expected a folder with images and masks, or"):
+        load_samples(folder, split="test")
+
+
+def test_pixels_that_are_no_numbers_are_a_fault():
+    image, masks = rectangles(0)
+    spoilt = image / np.float32(255)
+    rows = [{"image": spoilt.copy(), "mask": masks[0]}, {"image": spoilt, "mask": masks[0]}]
+    spoilt[3, 4, 1] = np.nan
+    sound, faults = dataset_samples(rows).sound("skip")
+    assert sound.names == ["row 0"]
+    assert faults == ["row 1: its image has pixels that are NaN or infinite"]
+
+
 def test_any_sequence_of_rows_and_the_names_of_columns():
     image, masks = rectangles(0)
     rows = [{"picture": image, "label": masks[1]}]

@@ -18,6 +18,7 @@ from segment_anything_transformers.checkpoints import (
 from segment_anything_transformers.configuration_segment_anything import (
     ENCODER_NORM_EPS,
     SegmentAnythingModelConfig,
+    list_presets,
 )
 from segment_anything_transformers.huggingface_sam import (
     config_fields_from_huggingface,
@@ -182,8 +183,8 @@ def test_meta_file_loads_with_a_configuration_from_its_shapes(tmp_path):
         assert getattr(loaded.config, field) == getattr(model.config, field), field
 
 
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h"])
-def test_shapes_tell_metas_presets(name):
+@pytest.mark.parametrize("name", list_presets())
+def test_shapes_tell_the_presets(name):
     config = SegmentAnythingModelConfig.from_preset(name, url="")
     with torch.device("meta"):
         weights = SegmentAnythingModel(config).state_dict()

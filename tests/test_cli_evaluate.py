@@ -1,34 +1,15 @@
 import json
-import shlex
 
 import pytest
 
 from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
-from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_files import image_size
-from tests.fake_backend import small_config
-from tests.sample_folders import write_folder
-from tests.tiny import random_model
 
 
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs a command line in a folder with the model `tiny` and the data `data`."""
-    monkeypatch.chdir(tmp_path)
-    random_model(small_config()).save_pretrained("tiny")
-    write_folder(tmp_path / "data")
-    capsys.readouterr()
-
-    def run_command(line):
-        code = main([*shlex.split(line), "--model", "tiny"])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run_command
-
-
-def test_evaluate_writes_what_the_function_says(run, tmp_path):
-    code, out, err = run("evaluate data --clicks 1,3 --max-images 2 --points-per-side 2 -o out -q")
+def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path):
+    code, out, err = run_on_data(
+        "evaluate data --clicks 1,3 --max-images 2 --points-per-side 2 -o out -q"
+    )
     assert (code, out, err) == (0, "", "")
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (content["model"], content["data"]) == ("tiny", "data")
@@ -40,21 +21,23 @@ def test_evaluate_writes_what_the_function_says(run, tmp_path):
     assert image_size(str(tmp_path / "out" / "worst.png"))[0] > 800
 
 
-def test_evaluate_shows_a_table(run):
-    code, out, err = run("evaluate data --clicks 1 --max-images 1 --everything --points-per-side 2")
+def test_evaluate_shows_a_table(run_on_data):
+    code, out, err = run_on_data(
+        "evaluate data --clicks 1 --max-images 1 --everything --points-per-side 2"
+    )
     assert code == 0
     for name in ("box_oracle", "click_1", "recall_10", "found", "written to evaluation/"):
         assert name in out
     assert "1/1" in err  # the progress
 
 
-def test_faulty_images_are_named(run, tmp_path):
+def test_faulty_images_are_named(run_on_data, tmp_path):
     (tmp_path / "data" / "masks" / "0.png").unlink()
-    code, out, err = run("evaluate data --clicks 1 -q")
+    code, out, err = run_on_data("evaluate data --clicks 1 -q")
     assert (code, out) == (2, "")
     assert err.startswith("segment-anything: 0.png: it has no mask; expected masks/0.png")
     assert err.count("\n") == 1
-    code, out, err = run("evaluate data --clicks 1 --skip-faulty -q")
+    code, out, err = run_on_data("evaluate data --clicks 1 --skip-faulty -q")
     assert code == 1
     fault = "0.png: it has no mask; expected masks/0.png, or files in masks/0/"
     assert err == f"segment-anything: skipped {fault}\n"
@@ -72,8 +55,8 @@ def test_faulty_images_are_named(run, tmp_path):
         ("evaluate data --everything --points-per-side 0", "at least 1"),
     ],
 )
-def test_mistakes_get_one_line(run, line, message):
-    code, _, err = run(f"{line} -q")
+def test_mistakes_get_one_line(run_on_data, line, message):
+    code, _, err = run_on_data(f"{line} -q")
     assert code == 2
     assert err.startswith("segment-anything: ")
     assert message in err

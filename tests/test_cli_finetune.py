@@ -1,35 +1,21 @@
 import inspect
-import shlex
+import json
 
 import pytest
+import torch
 
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
-from tests.fake_backend import small_config
-from tests.sample_folders import write_folder
-from tests.tiny import random_model
+from segment_anything_transformers.mask_ops import masks_to_rles
+from tests.sample_folders import rectangles
 
 
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs a command line in a folder with the model `tiny` and the data `data`."""
-    monkeypatch.chdir(tmp_path)
-    random_model(small_config()).save_pretrained("tiny")
-    write_folder(tmp_path / "data")
-    capsys.readouterr()
-
-    def run_command(line):
-        code = main([*shlex.split(line), "--model", "tiny", "--device", "cpu"])
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run_command
-
-
-def test_finetune_saves_a_model_that_the_other_commands_take(run, tmp_path):
-    code, out, err = run("finetune data --eval-data data --steps 2 --clicks 1 --output tuned")
+def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
+    code, out, err = run_on_data(
+        "finetune data --eval-data data --steps 2 --clicks 1 --output tuned"
+    )
     assert code == 0, err
     assert "mean IoU with a box: 0." in out
     assert out.endswith("written to tuned/\n")
@@ -37,21 +23,41 @@ def test_finetune_saves_a_model_that_the_other_commands_take(run, tmp_path):
     start = SegmentAnythingModel.from_pretrained("tiny").state_dict()
     assert any(not tuned[name].equal(tensor) for name, tensor in start.items())
     assert main(["evaluate", "data", "--model", "tuned", "--clicks", "1", "-q"]) == 0
-    code, _, err = run("finetune data --steps 3 --clicks 1 -q --output tuned")
+    code, _, err = run_on_data("finetune data --steps 3 --clicks 1 -q --output tuned")
     assert code == 2
     assert "checkpoints of an earlier run" in err
-    code, out, err = run("finetune data --steps 3 --clicks 1 -q --output tuned --resume")
+    code, out, err = run_on_data("finetune data --steps 3 --clicks 1 -q --output tuned --resume")
     assert (code, out) == (0, ""), err
     assert (tmp_path / "tuned" / "checkpoints" / "checkpoint-3").is_dir()
 
 
-def test_faulty_images_are_named(run, tmp_path):
+def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
+    images, annotations = [], []
+    for seed in range(3):
+        images.append({"id": seed, "file_name": f"{seed}.png"})
+        for rle in masks_to_rles(rectangles(seed)[1]):
+            annotations.append({"image_id": seed, "segmentation": rle})
+    content = {"images": images, "annotations": annotations}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    data = "coco.json --images data/images --eval-data coco.json --eval-images data/images"
+    options = "--steps 1 --clicks 1 -q"
+    code, _, err = run_on_data(f"finetune {data} {options} --output tuned")
+    assert code == 0, err
+    assert run_on_data(f"finetune data --eval-data data {options} --output same")[0] == 0
+    tuned, same = (
+        SegmentAnythingModel.from_pretrained(name).state_dict() for name in ("tuned", "same")
+    )
+    for name, tensor in same.items():
+        assert torch.equal(tuned[name], tensor), name
+
+
+def test_faulty_images_are_named(run_on_data, tmp_path):
     (tmp_path / "data" / "masks" / "0.png").unlink()
-    code, out, err = run("finetune data --steps 1 --clicks 1 -q --output tuned")
+    code, out, err = run_on_data("finetune data --steps 1 --clicks 1 -q --output tuned")
     assert (code, out) == (2, "")
     assert err.startswith("segment-anything: 1 of 3 samples are faulty: 0.png: it has no mask")
     assert err.count("\n") == 1
-    code, _, err = run("finetune data --steps 1 --clicks 1 -q --output tuned --skip-faulty")
+    code, _, err = run_on_data("finetune data --steps 1 --clicks 1 -q --output tuned --skip-faulty")
     assert code == 1
     assert "segment-anything: skipped 0.png: it has no mask" in err
 
@@ -65,8 +71,8 @@ def test_faulty_images_are_named(run, tmp_path):
         ("finetune data --output tuned --dtype bfloat16", "--bf16 computes in bfloat16"),
     ],
 )
-def test_mistakes_get_one_line(run, line, message):
-    code, _, err = run(f"{line} -q")
+def test_mistakes_get_one_line(run_on_data, line, message):
+    code, _, err = run_on_data(f"{line} -q")
     assert code == 2
     assert message in err
     assert err.count("\n") == 1

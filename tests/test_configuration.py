@@ -2,12 +2,13 @@ import inspect
 import re
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, SamConfig
 
 from segment_anything_transformers.configuration_segment_anything import (
     ENCODER_ACTIVATIONS,
     SegmentAnythingModelConfig,
     list_presets,
+    preset_of,
 )
 
 SPECIFICATION = {
@@ -88,6 +89,22 @@ def test_presets_are_the_models_of_the_paper():
         "sam_vit_h": (1280, 32, 16),
     }
     assert list_presets() == ["sam_vit_t", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+
+
+def test_a_model_of_hugging_face_has_the_name_of_its_preset(tmp_path):
+    SamConfig().save_pretrained(tmp_path / "base")
+    SamConfig(vision_config={"hidden_size": 24}).save_pretrained(tmp_path / "other")
+    for folder, name in (("base", "sam_vit_b"), ("other", "")):
+        assert SegmentAnythingModelConfig.from_pretrained(tmp_path / folder).name == name
+    named = SegmentAnythingModelConfig.from_pretrained(tmp_path / "base", name="mine")
+    assert named.name == "mine"
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_a_preset_is_known_by_its_widths_and_depths(name):
+    config = SegmentAnythingModelConfig.from_preset(name, input_size=(256, 512))
+    assert preset_of(config.to_dict()) == name
+    assert preset_of({**config.to_dict(), "embed_dim": 96}) == ""
 
 
 def test_fields_replaced_on_loading_are_checked_and_become_tuples(tmp_path):

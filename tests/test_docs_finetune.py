@@ -1,5 +1,6 @@
 """The page on fine-tuning: its code runs, its commands are commands."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.finetuning import page as measured
 from segment_anything_transformers.cli_arguments import build_parser
+from tests.markdown import code_blocks
 
-PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md").read_text()
+PATH = Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md"
+PAGE = PATH.read_text()
 
 
 @pytest.mark.slow
@@ -17,7 +21,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md").read_tex
 def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    for block in code_blocks(PAGE, "python"):
         exec(compile(block, "fine-tune.md", "exec"), names)
     figures = names["after"].means()["all"]
     assert figures["objects"] == 6
@@ -32,3 +36,48 @@ def test_the_commands_are_commands():
     assert len(commands) == 3
     for command in commands:
         assert build_parser().parse_args(shlex.split(command)[1:]).command in command
+
+
+def test_the_figures_are_those_that_were_measured(tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text(PAGE)
+    for name, text in measured.TEXTS.items():
+        results = measured.RESULTS / f"{name}.json"
+        assert results.exists() == (f"python -m benchmarks.{name}`" in PAGE)
+        if results.exists():
+            measured.write_part(name, text(json.loads(results.read_text())), copy)
+    assert copy.read_text() == PAGE
+
+
+def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
+    figures = {"objects": 36, "click_1": 0.4, "click_3": 0.45, "box": 0.5}
+    results = {
+        "machine": {"processor": "A CPU", "cores": 2, "memory": "24 GiB"},
+        "model": "sam_vit_t",
+        "mode": "decoder",
+        "images": 64,
+        "seconds": 90.0,
+        "steps": 123,
+        "before": figures,
+        "after": {**figures, "click_1": 0.716},
+    }
+    page = tmp_path / "page.md"
+    marks = [f"<!-- {name} -->\n## Old\n<!-- /{name} -->\n" for name in measured.TEXTS]
+    page.write_text("# Before\n\n" + "\n".join(marks) + "\n# After\n")
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "PAGE", page)
+    measured.keep("finetune", results)
+    step = {"peak": 3.2e9, "seconds": 14.4}
+    asked = {"model": "sam_vit_b", "input_size": [1024, 1024], "objects": 4, "clicks": 8}
+    memory = {**asked, "machine": results["machine"], "steps": {"decoder": step}}
+    measured.keep("finetune_memory", memory)
+    text = page.read_text()
+    assert text.startswith("# Before\n\n<!-- ")
+    assert text.endswith("\n# After\n")
+    assert "Old" not in text
+    assert "| one click | 0.40 | 0.72 | +0.32 |" in text
+    assert "64 pictures for 1.5 minutes (123 steps" in text
+    assert "(../images/finetune-cells.png)" in text
+    assert "| `decoder` | 3.2 GB | 14 s |" in text
+    measured.keep("finetune", results)
+    assert page.read_text() == text

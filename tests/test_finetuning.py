@@ -6,22 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
+from transformers import pipeline
 
 from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModel,
     SegmentAnythingProcessor,
 )
+from segment_anything_transformers import loss_segment_anything as losses
 from segment_anything_transformers.annotations import folder_samples
 from segment_anything_transformers.finetuning import (
-    InteractiveSegmentAnythingModel,
     SegmentAnythingTrainer,
-    as_class,
     find_checkpoint,
     finetune,
+)
+from segment_anything_transformers.finetuning_model import (
+    InteractiveSegmentAnythingModel,
+    as_class,
     prepare_model,
 )
+from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import AnnotationError
 from segment_anything_transformers.training_data import Collator, ObjectsDataset
 from tests.environments import run_python
@@ -179,6 +185,58 @@ def test_faulty_samples_are_refused_or_skipped(model, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
 
 
+def test_bad_data_among_good_changes_nothing(tmp_path):
+    """Every kind of fault, in the middle of the folder: as if it had not been there."""
+    folder = write_folder(tmp_path / "data", count=7, objects=3)
+    images, masks = folder / "images", folder / "masks"
+    content = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(content[: len(content) // 2])
+    (masks / "2.png").unlink()
+    Image.new("L", (30, 20), 1).save(masks / "3.png")
+    Image.new("L", (64, 64)).save(masks / "4.png")
+    result = tune(random_model(small_config()), folder, tmp_path / "tuned", faults="skip")
+    assert [message.split(":")[0] for message in result.faults] == [
+        f"{n}.png" for n in (1, 2, 3, 4)
+    ]
+    good = folder_samples(folder).take([0, 5, 6])
+    expected = tune(random_model(small_config()), good, tmp_path / "expected")
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(result.model.state_dict()[name], tensor), name
+    losses = [[entry["loss"] for entry in run.log if "loss" in entry] for run in (result, expected)]
+    assert losses[0] == losses[1]
+    assert np.isfinite(losses[0]).all()
+
+
+def test_a_loss_that_is_no_number_ends_the_training(model, folder, tmp_path):
+    with pytest.raises(ValueError, match=r"loss of step \d is nan.*rate lower than 1e\+30"):
+        tune(model, folder, tmp_path / "tuned", mode="all", learning_rate=1e30)
+    assert not (tmp_path / "tuned" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_stock_pipeline_shows_the_gain(tmp_path):
+    """Objects that it does not find with the model as it was, it finds with the tuned one."""
+    folder = write_folder(tmp_path / "data", count=1, size_hw=(96, 64))
+    [sample] = folder_samples(folder)
+    model = random_model(small_config())
+    model.save_pretrained(tmp_path / "before")
+    processor_of(model).save_pretrained(tmp_path / "before")
+    options = {"mode": "all", "max_steps": 250, "clicks": 0, "learning_rate": 4e-3}
+    tune(model, folder, tmp_path / "after", save_strategy="no", **options)
+    found = {}
+    for name in ("before", "after"):
+        generate = pipeline("mask-generation", model=str(tmp_path / name))
+        masks = generate(Image.fromarray(sample.image), points_per_crop=6, pred_iou_thresh=0.7)[
+            "masks"
+        ]
+        ious = [
+            max((masks_iou(np.asarray(m), true) for m in masks), default=0) for true in sample.masks
+        ]
+        found[name] = min(ious)
+    assert found["before"] < 0.5
+    assert found["after"] > 0.9
+
+
 def test_modes_are_checked(model):
     with pytest.raises(ValueError, match="one of all, decoder, lora, got 'encoder'"):
         prepare_model(model, "encoder")
@@ -205,6 +263,28 @@ def test_checkpointing_changes_nothing_but_memory(model, mode):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulated_batches_are_one_batch(tmp_path, mode, monkeypatch):
+    """Two images one after the other move the weights as both at once do."""
+    folder = write_folder(tmp_path / "data", count=2)
+    monkeypatch.setattr(losses, "_uniform", lambda shape, device: torch.full(shape, 0.25))
+    monkeypatch.setattr(losses, "_normal", lambda shape, device: torch.zeros(shape))
+    options = {"mode": mode, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+    start, results = weights(random_model(small_config())), []
+    for batch_size in (1, 2):
+        sizes = {
+            "per_device_train_batch_size": batch_size,
+            "gradient_accumulation_steps": 2 // batch_size,
+        }
+        output = tmp_path / str(batch_size)
+        tuned = tune(random_model(small_config()), folder, output, **options, **sizes)
+        results.append(weights(tuned.model))
+    moved = {name for name, tensor in results[0].items() if not tensor.equal(start[name])}
+    assert any(name.startswith("mask_decoder") for name in moved)
+    for name, tensor in results[0].items():
+        assert_close(results[1][name] - start[name], tensor - start[name], rtol=1e-3, atol=1e-6)
 
 
 def test_bfloat16_learns_alike(model, folder, tmp_path):

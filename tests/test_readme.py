@@ -5,8 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from segment_anything_transformers import (
+    SegmentAnythingModel,
+    SegmentAnythingModelConfig,
+    list_presets,
+)
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.cli_files import image_size
 from tests.markdown import code_blocks
@@ -38,9 +44,20 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
 def test_the_commands_are_commands():
     lines = "".join(code_blocks(README, "console")).splitlines()
     commands = [line for line in lines if line.startswith("segment-anything")]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).command in command
+
+
+def test_the_models_are_those_that_there_are():
+    rows = re.findall(r"^\| `(sam_\w+)` \| ([\d.]+) million \| (\d+) x (\d+)", README, re.MULTILINE)
+    assert [name for name, *_ in rows] == list_presets()
+    for name, millions, *size in rows:
+        config = SegmentAnythingModelConfig.from_preset(name)
+        with torch.device("meta"):
+            parameters = SegmentAnythingModel(config).num_parameters()
+        assert f"{parameters / 1e6:.1f}" == millions
+        assert config.input_size == tuple(map(int, size))
 
 
 def test_make_has_the_targets_that_are_named():

@@ -11,7 +11,7 @@ import pytest
 from segment_anything_transformers import SegmentAnythingImageProcessor, SegmentAnythingProcessor
 from segment_anything_transformers.annotations import folder_samples
 from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
-from segment_anything_transformers.samples import AnnotationError
+from segment_anything_transformers.samples import AnnotationError, Samples
 from segment_anything_transformers.training_data_tf import ObjectBatches
 from tests.fake_backend import small_config
 from tests.sample_folders import rectangles, write_folder
@@ -49,6 +49,20 @@ def test_batches_have_a_prompt_for_every_object(folder, processor):
     order = batches._order.copy()
     batches.on_epoch_end()
     assert sorted(batches._order) == sorted(order)
+
+
+def test_objects_that_vanish_when_scaled_do_not_count(processor):
+    image, masks = rectangles(0, (256, 256), 2)
+    masks[1] = False
+    masks[1, 3, 250] = True
+    batches = ObjectBatches(Samples(["a"], lambda _: (image, masks, None)), processor)
+    inputs, labels = batches[0]
+    found = labels.max(axis=(2, 3))[0]
+    assert sorted(found) == [-1, -1, 1, 1]
+    assert (labels[0, found == -1] == -1).all()
+    model = TFSegmentAnythingModel(small_config())
+    model.compile("sgd")
+    assert np.isfinite(model.train_on_batch(inputs, labels)).all()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from .configuration_segment_anything import (
     PRESETS,
     SegmentAnythingModelConfig,
+    preset_of,
     preset_repository,
 )
 from .mask_ops import bilinear_matrix
@@ -57,8 +58,8 @@ _PICKLE = "pytorch_model.bin"
 def config_fields_from_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of our configuration that the shapes of weights under our names tell.
 
-    The number of the decoder's heads leaves no trace in the shapes: it is the default, as in all
-    of Meta's models.
+    The number of the decoder's heads leaves no trace in the shapes: it is that of the preset with
+    these widths and depths, or else the default, as in all of Meta's models.
 
     Raises:
         ValueError: These are not the weights of a Segment Anything model.
@@ -100,22 +101,13 @@ def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         "decoder_iou_head_depth": _count(shapes, "mask_decoder.iou_prediction_head.layers"),
         "decoder_iou_hidden_dim": shapes["mask_decoder.iou_prediction_head.layers.0.weight"][0],
     }
-    return {**fields, "name": _preset_of(fields)}
+    name = preset_of(fields)
+    return {**PRESETS.get(name, {}), **fields, "name": name, "url": ""}
 
 
 def _count(names: Iterable[str], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({match[1] for match in map(pattern.match, names) if match})
-
-
-def _preset_of(fields: Mapping[str, Any]) -> str:
-    """Name of the preset that has these widths and depths, or nothing."""
-    telling = ("embed_dim", "encoder_embed_dim", "encoder_nb_blocks", "encoder_nb_heads")
-    for name in PRESETS:
-        config = SegmentAnythingModelConfig.from_preset(name)
-        if all(fields.get(field) == getattr(config, field) for field in telling):
-            return name
-    return ""
 
 
 # ---------------------------------------------------------------------------------------- sizes

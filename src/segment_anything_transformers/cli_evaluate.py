@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from io import BytesIO
 from typing import Any
 
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from .cli_files import UsageError, make_folder, one_line, write_atomically
+from .cli_files import UsageError, make_folder, write_atomically
 from .cli_models import load_model
+from .cli_samples import (
+    add_data_options,
+    faults_asked,
+    read_samples,
+    report_skipped,
+    usage_errors,
+)
 
 _EVALUATE = """\
 Measures a model on images with true masks: after clicks at the centre of the largest error, and
@@ -70,35 +76,6 @@ def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which images and masks there are."""
-    parser.add_argument("data", metavar="DATA", help="folder, COCO annotations, or Hub data set")
-    parser.add_argument("--images", metavar="FOLDER", help="images of the COCO annotations")
-    parser.add_argument(
-        "--ignore-value", type=int, metavar="N", help="pixels of masks with this value are unknown"
-    )
-    parser.add_argument("--split", default="train", help="of a Hub data set (default: %(default)s)")
-    parser.add_argument(
-        "--skip-faulty",
-        action="store_true",
-        help="leave out images that cannot be read or have no sound mask, and say which",
-    )
-
-
-def read_samples(args: argparse.Namespace) -> Any:
-    """The samples that the options of `add_data_options` mean.
-
-    Raises:
-        UsageError: They cannot be had.
-    """
-    from .annotations import load_samples
-
-    try:
-        return load_samples(args.data, args.images, args.ignore_value, args.split)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(one_line(error)) from error
-
-
 def run_evaluate(args: argparse.Namespace) -> int:
     """Measures, writes and prints; returns the exit code.
 
@@ -113,17 +90,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
     folder = make_folder(args.output)
     model = load_model(args.model, args.framework, args.device, args.dtype)
     everything = {"points_per_side": args.points_per_side} if args.everything else None
-    faults: Any = "skip" if args.skip_faulty else "refuse"
 
     def progress(items: Any) -> Any:
         return tqdm(items, total=len(samples), unit="image", disable=args.quiet)
 
-    try:
-        result = evaluate(model, samples, clicks, everything, faults, progress)
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(one_line(error)) from error
-    for message in result.faults:
-        tqdm.write(f"segment-anything: skipped {message}", file=sys.stderr)
+    with usage_errors():
+        result = evaluate(model, samples, clicks, everything, faults_asked(args), progress)
     result.save(folder / "evaluation.json", model=args.model, data=args.data)
     picture = BytesIO()
     draw_worst(result, samples).save(picture, "PNG")
@@ -131,7 +103,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if not args.quiet:
         Console().print(quality_table(result, args.model))
         print(f"written to {folder}/")
-    return 1 if result.faults else 0
+    return report_skipped(result.faults)
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from .cli_evaluate import add_data_options, read_samples
-from .cli_files import UsageError, make_folder, one_line
+from .cli_files import UsageError, make_folder
 from .cli_models import load_model
+from .cli_samples import (
+    add_data_options,
+    faults_asked,
+    read_samples,
+    report_skipped,
+    usage_errors,
+)
 
 _FINETUNE = """\
 Fine-tunes a model on images with true masks (PyTorch). The output folder is then a model like any
@@ -99,25 +105,19 @@ def run_finetune(args: argparse.Namespace) -> int:
         raise UsageError("finetune trains in PyTorch; Keras models learn with their fit")
     if args.dtype != "float32":
         raise UsageError("finetune learns in float32; --bf16 computes in bfloat16")
+    args.quiet |= os.environ.get("RANK", "0") != "0"  # of several processes one speaks
     samples = read_samples(args)
-    held_out = None
-    if args.eval_data:
-        chosen = {"data": args.eval_data, "images": args.eval_images}
-        held_out = read_samples(argparse.Namespace(**{**vars(args), **chosen}))
+    held_out = read_samples(args, args.eval_data, args.eval_images) if args.eval_data else None
     make_folder(args.output)
     model = load_model(args.model, "torch", args.device, args.dtype)
     from .finetuning import finetune
 
-    try:
+    with usage_errors():
         result = finetune(model, samples, args.output, held_out, **_options(args))
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(one_line(error)) from error
-    for message in result.faults:
-        tqdm.write(f"segment-anything: skipped {message}", file=sys.stderr)
     if not args.quiet:
         _print_gain(result.log)
         print(f"written to {Path(args.output)}/")
-    return 1 if result.faults else 0
+    return report_skipped(result.faults)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": args.learning_rate,
         "objects_per_image": args.objects_per_image,
         "clicks": args.clicks,
-        "faults": "skip" if args.skip_faulty else "refuse",
+        "faults": faults_asked(args),
         "resume": args.resume,
         "lora_rank": args.lora_rank,
         "progress": lambda items: tqdm(items, unit="image", disable=args.quiet),

@@ -1,6 +1,7 @@
 """Configuration of Segment Anything models and the presets that are known by name."""
 
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -229,6 +230,7 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "sam":
             config_dict = config_fields_from_huggingface(config_dict, ENCODER_NORM_EPS)
+            config_dict["name"] = preset_of(config_dict)
         return config_dict, kwargs
 
     def grid_size(self, input_size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -258,6 +260,23 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
     def channel_std(self) -> tuple[float, ...]:
         """Standard deviation of each of the C channels."""
         return _cycled(self.std, self.in_channels)
+
+
+_TELLING_FIELDS = ("embed_dim", "encoder_embed_dim", "encoder_nb_blocks", "encoder_nb_heads")
+
+
+def preset_of(fields: Mapping[str, Any]) -> str:
+    """Name of the preset that has the widths and depths of a model, "" if none has.
+
+    Args:
+        fields: Fields of a configuration; what is missing has its default.
+    """
+
+    def telling(given: Mapping[str, Any]) -> list[Any]:
+        return [given.get(n, getattr(SegmentAnythingModelConfig, n)) for n in _TELLING_FIELDS]
+
+    names = (name for name, preset in PRESETS.items() if telling(preset) == telling(fields))
+    return next(names, "")
 
 
 def _cycled(values: tuple[float, ...], length: int) -> tuple[float, ...]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -22,140 +20,14 @@ from transformers import (
 )
 
 from .annotations import load_samples
+from .finetuning_model import Mode, prepare_model, trained_model, without_adapters
 from .image_processing_segment_anything import SegmentAnythingImageProcessor
-from .loss_segment_anything import interactive_loss, mask_iou, resize_labels, segmentation_loss
 from .modeling_segment_anything import SegmentAnythingModel
 from .processing_segment_anything import SegmentAnythingProcessor
 from .samples import Faults, Samples
 from .training_data import Collator, ObjectsDataset, keep_embeddings
 
-Mode = Literal["all", "decoder", "lora"]
 LEARNING_RATES: dict[str, float] = {"all": 5e-5, "decoder": 2e-4, "lora": 2e-4}
-
-_LORA_LAYERS = r"image_encoder\.blocks\.\d+\.attn\.(qkv|proj)"
-_SINGLE, _SEVERAL = slice(0, 1), slice(1, None)
-_MISSING = -1.0
-"""In place of an IoU, where a prompt set has no truth; what pads batches is negative too."""
-
-AnyModel = TypeVar("AnyModel", bound=SegmentAnythingModel)
-
-
-class InteractiveSegmentAnythingModel(SegmentAnythingModel):
-    """A `SegmentAnythingModel` whose loss for `labels` simulates a person who corrects masks.
-
-    In training mode `labels` (N, P, h, w) alone are needed, and give `interactive_loss`. In
-    evaluation mode a click `input_points` and a box `input_boxes` of every object are measured:
-    the loss of each, and `ious` (N, P, 2) of the single mask for the box and of the mask that the
-    model rates highest for the click. Without labels it is the model as it was.
-    """
-
-    clicks = 8
-
-    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        """The loss for labels, and what `SegmentAnythingModel` returns without them.
-
-        Args:
-            args: As in `SegmentAnythingModel`.
-            labels: (N, P, h, w), as for `read_labels`.
-            kwargs: As in `SegmentAnythingModel`; with labels `pixel_values` or `image_embeddings`,
-                and in evaluation mode `input_points`, `input_labels` and `input_boxes`.
-        """
-        if labels is None:
-            return super().forward(*args, **kwargs)
-        image_embeddings = kwargs.pop("image_embeddings", None)
-        if image_embeddings is None:
-            image_embeddings = self.get_image_embeddings(kwargs.pop("pixel_values"))
-        if self.training:
-            return {"loss": self._interact(image_embeddings, labels)}
-        return self._measure(image_embeddings, labels, **kwargs)
-
-    def _interact(self, image_embeddings: Tensor, labels: Tensor) -> Tensor:
-        def decode(*prompts: Any) -> tuple[Tensor, Tensor]:
-            if self.is_activation_checkpointing:
-                logits, scores = checkpoint(
-                    self.decode, image_embeddings, *prompts, use_reentrant=False
-                )
-                return logits, scores
-            return self.decode(image_embeddings, *prompts)
-
-        patch = self.config.encoder_patch_size
-        grid_h, grid_w = image_embeddings.shape[2:]
-        input_hw = (grid_h * patch, grid_w * patch)
-        return interactive_loss(decode, labels, input_hw, self.mask_threshold, self.clicks)
-
-    def _measure(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        input_points: Tensor,
-        input_labels: Tensor,
-        input_boxes: Tensor,
-    ) -> dict[str, Tensor]:
-        single, single_scores = self.decode(embeddings, input_boxes=input_boxes, selection=_SINGLE)
-        several, scores = self.decode(embeddings, input_points, input_labels, selection=_SEVERAL)
-        loss = segmentation_loss(single, single_scores, labels, self.mask_threshold)
-        loss = loss + segmentation_loss(several, scores, labels, self.mask_threshold)
-        best = scores.argmax(2)[:, :, None, None, None]
-        logits = torch.cat([single, several.take_along_dim(best, dim=2)], dim=2)
-        truth, known = resize_labels(labels, logits)
-        ious = mask_iou(logits > self.mask_threshold, truth > 0.5, known)
-        return {
-            "loss": loss,
-            "ious": torch.where(known.flatten(2).any(-1)[..., None], ious, _MISSING),
-        }
-
-
-def as_class(model: SegmentAnythingModel, kind: type[AnyModel]) -> AnyModel:
-    """The model as an object of another class that has the same weights, which they share."""
-    with torch.device("meta"):
-        other = kind(model.config)
-    other.load_state_dict(model.state_dict(), assign=True)
-    other.name_or_path = model.name_or_path
-    return other.train(model.training)
-
-
-def prepare_model(model: SegmentAnythingModel, mode: Mode, lora_rank: int = 8) -> Any:
-    """The model with the loss of simulated interaction, frozen but for what is to learn.
-
-    Args:
-        model: The model; its weights are shared.
-        mode: "all"; "decoder", the mask decoder alone; or "lora", the mask decoder, and adapters
-            (arXiv:2106.09685) in the attention of the image encoder, with the library peft.
-        lora_rank: Rank of the adapters.
-
-    Raises:
-        ModuleNotFoundError: peft is missing.
-        ValueError: There is no such mode.
-    """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
-    interactive = as_class(model, InteractiveSegmentAnythingModel)
-    if mode == "lora":
-        return _with_adapters(interactive, lora_rank)
-    interactive.requires_grad_(mode == "all")
-    interactive.mask_decoder.requires_grad_(True)
-    return interactive
-
-
-def _with_adapters(model: InteractiveSegmentAnythingModel, rank: int) -> Any:
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'The mode "lora" needs peft: '
-            "`pip install 'segment-anything-transformers[finetune]'`.",
-            name="peft",
-        ) from error
-    adapters = peft.LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=_LORA_LAYERS,
-        modules_to_save=["mask_decoder"],
-    )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers for it by the old name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        return peft.get_peft_model(model, adapters)
 
 
 class SegmentAnythingTrainer(Trainer):
@@ -200,6 +72,20 @@ class SegmentAnythingTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = learning_collator
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Learns from a batch, as `Trainer` does.
+
+        Raises:
+            ValueError: The loss is NaN or infinite. The weights are as they were before.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item():g}: training came "
+                f"apart. Take a learning rate lower than {self.args.learning_rate:g}."
+            )
+        return loss
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Loss and IoUs of a batch; the true masks are not gathered, which would need memory."""
@@ -305,21 +191,18 @@ def finetune(
     Raises:
         AnnotationError: Samples are faulty and not to be skipped, or all are.
         ModuleNotFoundError: A library is missing; the message says how to install it.
-        ValueError: `output` has checkpoints of an earlier run, or an argument makes no sense.
+        ValueError: `output` has checkpoints of an earlier run, an argument makes no sense, or the
+            loss becomes NaN.
     """
     output = Path(output)
-    last_checkpoint = find_checkpoint(output / "checkpoints")
-    if last_checkpoint is not None and not resume:
-        raise ValueError(
-            f"{output} has checkpoints of an earlier run. Resume it, or choose another output."
-        )
+    last_checkpoint = _checkpoint_to_resume(output, resume)
     loaded: Any = SegmentAnythingModel.from_pretrained(model) if isinstance(model, str) else model
     processor = processor or SegmentAnythingProcessor(
         SegmentAnythingImageProcessor.from_config(loaded.config)
     )
     set_seed(arguments.setdefault("seed", 42))  # adapters start from random values
     learner = prepare_model(loaded, mode, lora_rank)
-    _interactive(learner).clicks = clicks
+    without_adapters(learner).clicks = clicks
     arguments.setdefault("learning_rate", learning_rate or LEARNING_RATES[mode])
     arguments.setdefault("eval_strategy", "no" if eval_data is None else "steps")
     args = training_arguments(output / "checkpoints", max_steps, **arguments)
@@ -338,23 +221,26 @@ def finetune(
     is_measured = eval_data is not None and last_checkpoint is None
     before = [{**trainer.evaluate(), "step": 0}] if is_measured else []
     trainer.train(resume_from_checkpoint=last_checkpoint)
-    trained = learner.merge_and_unload() if mode == "lora" else learner
-    plain = as_class(trained, SegmentAnythingModel).eval()
+    tuned = trained_model(learner)
     if trainer.is_world_process_zero():
-        plain.save_pretrained(output)
+        tuned.save_pretrained(output)
         processor.save_pretrained(output)
     messages = [message for dataset in datasets for message in dataset.faults]
-    return Finetuned(plain, before + trainer.state.log_history, messages)
+    return Finetuned(tuned, before + trainer.state.log_history, messages)
+
+
+def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
+    """The last checkpoint of a run that is to go on, None if a run begins."""
+    last = find_checkpoint(output / "checkpoints")
+    if last is not None and not resume:
+        raise ValueError(
+            f"{output} has checkpoints of an earlier run. Resume it, or choose another output."
+        )
+    return last
 
 
 def _samples(source: Samples | str | Path) -> Samples:
     return source if isinstance(source, Samples) else load_samples(source)
-
-
-def _interactive(learner: Any) -> InteractiveSegmentAnythingModel:
-    """The model inside its adapters, if it has any."""
-    is_plain = isinstance(learner, InteractiveSegmentAnythingModel)
-    return learner if is_plain else learner.get_base_model()
 
 
 def find_checkpoint(folder: Path) -> str | None:

@@ -289,7 +289,7 @@ class EncoderAttention(nn.Module):
         further channels of the query; the key has a one where its own row and column are. Adding
         the bias would take longer than this product.
         """
-        window_hw = queries.shape[1:3]
+        window_hw = queries.shape[1], queries.shape[2]
         queries = torch.cat([queries * queries.shape[-1] ** -0.5, bias_h, bias_w], dim=-1)
         is_row, is_column = (torch.eye(size).to(key) for size in window_hw)
         places = torch.cat(
@@ -1230,7 +1230,7 @@ class MaskDecoder(nn.Module):
         length = self.prompts_per_group
         if length is None:
             positions = _POSITIONS_AT_ONCE[image_embeddings.device.type == "cpu"]
-            length = max(1, positions // image_embeddings[:, 0].numel())
+            length = max(1, positions // max(1, image_embeddings[:, 0].numel()))
         return [slice(start, start + length) for start in range(0, sets, length)]
 
     def masks(self, decoded: DecodedPrompts, chosen: Sequence[int]) -> Tensor:

@@ -25,7 +25,7 @@ class Sample:
 
     name: str
     image: np.ndarray
-    """(H0, W0) or (H0, W0, C), uint8 or uint16."""
+    """(H0, W0) or (H0, W0, C), uint8 or uint16, or finite floats where the source has such."""
     masks: np.ndarray
     """(P, H0, W0) bool, none of them empty."""
     ignored: np.ndarray | None = None
@@ -149,6 +149,8 @@ def _summary(messages: list[str], total: int) -> str:
 def _checked(sample: Sample) -> Sample:
     size = sample.image.shape[:2]
     masks = sample.masks
+    if sample.image.dtype.kind == "f" and not np.isfinite(sample.image).all():
+        raise ValueError("its image has pixels that are NaN or infinite")
     if masks.ndim != 3 or len(masks) == 0:
         raise ValueError("there is no object in its masks")
     if masks.shape[1:] != size:

@@ -60,13 +60,17 @@ class ObjectBatches(keras.utils.PyDataset):
         return -(-len(self.samples) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Inputs by the processor's names, and true masks (N, P, H', W') int64, -1 for unknown."""
+        """Inputs by the processor's names, and true masks (N, P, H', W') int64, -1 for unknown.
+
+        Objects that vanish at the size of the masks are unknown throughout.
+        """
         start = index * self.batch_size
         chosen = self._order[start : start + self.batch_size]
         samples = [self._some_objects(self.samples[int(at)]) for at in chosen]
         images, maps = [s.image for s in samples], [s.truth() for s in samples]
         inputs = self.processor(images, segmentation_maps=maps, return_tensors="np")
         labels, pixels = inputs["labels"], inputs["pixel_values"]
+        labels = np.where((labels > 0).any(axis=(2, 3), keepdims=True), labels, -1)
         prompts = first_prompts(labels > 0, labels >= 0, pixels.shape[2:], self._prompt_seed)
         names = ("input_points", "input_labels", "input_boxes")
         arrays = {

@@ -1,11 +1,10 @@
-"""A headless Chromium, the one that the machine has: nothing is downloaded to test in."""
-
-import shutil
+"""A headless Chromium: the machine's, or else the one that Playwright keeps."""
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Error, expect, sync_playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from tests.programs import find_chromium
+
 FLAGS = (
     "--no-sandbox",  # Chromium has none for root
     "--disable-gpu",
@@ -21,11 +20,11 @@ expect.set_options(timeout=PATIENCE_MS)
 
 @pytest.fixture(scope="session")
 def browser():
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.fail("There is no Chromium on this machine. Install it: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        except Error as error:
+            pytest.fail(f"Chromium does not start; `make programs` installs it. {error}")
         yield browser
         browser.close()
 

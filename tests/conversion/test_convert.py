@@ -145,6 +145,7 @@ def test_the_full_sam_vit_b_comes_back_bit_by_bit(tmp_path):
         ["segment_anything"],
     ]
     [last] = source.glob("*.pth")
+    assert last.name == "sam_vit_b.pth"
     assert_same_weights(torch.load(last, weights_only=True), model.state_dict())
     first = load_file(tmp_path / "0-segment_anything" / "model.safetensors")
     assert_same_weights(first, model.state_dict())
@@ -189,6 +190,31 @@ def test_another_input_size(model, tmp_path):
     size = ["--input-size", "64", "64"]
     assert main([str(tmp_path / "ours"), str(tmp_path / "made"), "--to", "huggingface", *size]) == 0
     assert SamModel.from_pretrained(tmp_path / "made").config.vision_config.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("", "sam.pth"), ("cells", "cells.pth"), ("../../cells", "cells.pth")]
+)
+def test_metas_file_has_the_models_name_and_stays_in_the_folder(tmp_path, name, file):
+    random_model(square_config(name=name, **EIGHT_HEADS)).save_pretrained(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "a" / "made", "meta")
+    names = {path.name for path in (tmp_path / "a" / "made").iterdir()}
+    assert names == {file, "report.json", "report.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ours", "a"}
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "ours")
+    write = WRITERS["meta"]
+
+    def write_late(*arguments):
+        write(*arguments)
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "notes.txt").write_text("somebody else's")
+
+    monkeypatch.setitem(WRITERS, "meta", write_late)
+    assert main([str(tmp_path / "ours"), str(tmp_path / "made"), "--to", "meta"]) == 2
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["notes.txt"]
 
 
 def test_what_fails_leaves_nothing_behind(model, tmp_path, capsys, monkeypatch):

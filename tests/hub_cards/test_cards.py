@@ -2,11 +2,8 @@
 
 import json
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -21,8 +18,6 @@ from segment_anything_transformers import (
 )
 from tests.fake_backend import small_config
 from tests.tiny import random_model
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -119,24 +114,7 @@ def test_a_repository_has_what_an_endpoint_needs(repository):
     assert faults((repository / "README.md").read_text()) == []
 
 
-@pytest.fixture(scope="module")
-def node_modules():
-    """What `package-lock.json` says, installed when it is missing or out of date."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    installed = HERE / "node_modules" / ".installed"
-    with FileLock(HERE / ".install.lock"):
-        if not installed.exists() or installed.read_bytes() != lock:
-            run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-            installed.write_bytes(lock)
-
-
-def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def hub_page(card, name):
+def hub_page(node, card, name):
     """What the Hub makes of the card; the rest it reads from the repository's files."""
     model = {
         **card.data.to_dict(),
@@ -147,13 +125,13 @@ def hub_page(card, name):
             "processor": "AutoProcessor",
         },
     }
-    return json.loads(run("node", "hub_page.mjs", json.dumps(model)))
+    return json.loads(node("node", "hub_page.mjs", json.dumps(model)).stdout)
 
 
 @pytest.mark.node
 @pytest.mark.parametrize("name", ["sam_vit_t", "sam_vit_h"])
-def test_the_hub_shows_task_library_and_no_widget(name, node_modules):
-    page = hub_page(ModelCard.load(CARDS / f"{name}.md"), name)
+def test_the_hub_shows_task_library_and_no_widget(name, node):
+    page = hub_page(node, ModelCard.load(CARDS / f"{name}.md"), name)
     assert page["task"]["name"] == "Mask Generation"
     assert page["task"]["modality"] == "cv"
     assert page["taskIsTheLibrarys"]
@@ -162,10 +140,10 @@ def test_the_hub_shows_task_library_and_no_widget(name, node_modules):
 
 
 @pytest.mark.node
-def test_the_hubs_own_snippets_run(node_modules, repository, tmp_path, monkeypatch):
+def test_the_hubs_own_snippets_run(node, repository, tmp_path, monkeypatch):
     """Those behind the button "Use this model"."""
     monkeypatch.chdir(tmp_path)
-    snippets = hub_page(ModelCard.load(CARDS / "sam_vit_b.md"), "sam_vit_b")["snippets"]
+    snippets = hub_page(node, ModelCard.load(CARDS / "sam_vit_b.md"), "sam_vit_b")["snippets"]
     assert len(snippets) == 2
     names = {}
     for snippet in snippets:

@@ -3,12 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel, export_onnx
@@ -17,8 +15,7 @@ from tests.environments import SOURCE
 from tests.made_once import made_once
 
 pytestmark = [pytest.mark.onnx, pytest.mark.node, pytest.mark.slow]
-HERE = Path(__file__).parent
-README = HERE.parents[1] / "conversion" / "README.md"
+README = Path(__file__).parents[2] / "conversion" / "README.md"
 PHOTO = SOURCE / "segment_anything_transformers" / "demo" / DEMO_IMAGE
 BOX = [[180, 20], [420, 240]]
 PROMPTS = {
@@ -31,18 +28,6 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def node_modules():
-    """What `package-lock.json` says, installed when it is missing or out of date."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    installed = HERE / "node_modules" / ".installed"
-    with FileLock(HERE / ".install.lock"):
-        if not installed.exists() or installed.read_bytes() != lock:
-            # Without scripts: that of onnxruntime-node would download files for CUDA.
-            run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-            installed.write_bytes(lock)
-
-
-@pytest.fixture(scope="module")
 def model():
     return SegmentAnythingModel.from_pretrained("sam_vit_t")
 
@@ -52,17 +37,11 @@ def exported(model, tmp_path_factory):
     return made_once(tmp_path_factory, "onnx_vit_t", lambda folder: export_onnx(model, folder))
 
 
-def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def masks_of(picture, folder, output):
+def masks_of(node, picture, folder, output):
     """Masks and scores of transformers.js for each of the prompts, and the names of its classes."""
     prompts = json.dumps(list(PROMPTS.values()))
-    said = run("node", "segment.mjs", str(folder), str(picture), prompts, str(output))
-    assert "WARNING" not in said
+    said = node("node", "segment.mjs", str(folder), str(picture), prompts, str(output))
+    assert "WARNING" not in said.stdout + said.stderr
     answer = json.loads(output.with_suffix(".json").read_text())
     pixels = np.fromfile(output.with_suffix(".bin"), np.uint8)
     sizes = [np.prod(result["dims"]) for result in answer["results"]]
@@ -85,7 +64,7 @@ def expected_masks(predictor, points, labels):
 
 
 @pytest.mark.parametrize(("longest", "agreement"), [(600, 0.999), (512, 0.9999)])
-def test_masks_agree_with_pytorch(node_modules, model, exported, tmp_path, longest, agreement):
+def test_masks_agree_with_pytorch(node, model, exported, tmp_path, longest, agreement):
     """The photo as it is, and as large as the model input: that is not resampled, which
     transformers.js does a little differently."""
     photo = Image.open(PHOTO)
@@ -93,7 +72,7 @@ def test_masks_agree_with_pytorch(node_modules, model, exported, tmp_path, longe
     photo.resize((longest, longest * photo.height // photo.width)).save(picture)
     predictor = SAMPredictor(model)
     predictor.set_image(Image.open(picture))
-    names, results = masks_of(picture, exported, tmp_path / "made")
+    names, results = masks_of(node, picture, exported, tmp_path / "made")
     assert names == ["SamModel", "SamProcessor"]
     for name, prompt in PROMPTS.items():
         masks, scores, _ = expected_masks(predictor, **prompt)
@@ -105,7 +84,7 @@ def test_masks_agree_with_pytorch(node_modules, model, exported, tmp_path, longe
         np.testing.assert_allclose(np.reshape(made_scores, scores.shape), scores, atol=2e-3)
 
 
-def test_the_code_in_the_readme_runs(node_modules, model, exported, tmp_path):
+def test_the_code_in_the_readme_runs(node, model, exported, tmp_path):
     """As on a page, but for where the model and the picture are."""
     [code] = re.findall(r"```js\n(.*?)```", README.read_text(), re.DOTALL)
     shutil.copytree(exported, tmp_path / "for-the-web")
@@ -118,7 +97,7 @@ env.localModelPath = {json.dumps(str(tmp_path))};
 """
     end = f"writeFileSync({json.dumps(str(tmp_path / 'mask.bin'))}, masks[0].data);"
     code = code.replace('"photo.jpg"', json.dumps(str(tmp_path / "photo.jpg")))
-    run("node", "--input-type=module", "--eval", start + code + end)
+    node("node", "--input-type=module", "--eval", start + code + end)
     predictor = SAMPredictor(model)
     predictor.set_image(Image.open(PHOTO))
     masks, _, _ = predictor(points=np.array([[300, 180]]), boxes=np.array([np.ravel(BOX)]))

@@ -1,0 +1,75 @@
+"""What the benchmarks of fine-tuning found, on the page about it."""
+
+import json
+from pathlib import Path
+
+from benchmarks.speeds.page import table, write_part
+
+RESULTS = Path(__file__).parents[1] / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "how-to" / "fine-tune.md"
+IMAGES = DOCS / "images"
+LOSS, CELLS = "finetune-loss.png", "finetune-cells.png"
+PROMPTS = {"click_1": "one click", "click_3": "three clicks", "box": "a box"}
+
+
+def keep(name: str, results: dict) -> None:
+    """Writes the results of one of the benchmarks, and its part of the page."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_part(name, TEXTS[name](results), PAGE)
+
+
+def machine_text(machine: dict) -> str:
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}"
+
+
+def gain_text(results: dict) -> str:
+    """The gain on the cells, with both pictures."""
+    rows = [
+        [meaning, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
+        for name, meaning in PROMPTS.items()
+        for before, after in [(results["before"][name], results["after"][name])]
+    ]
+    lines = [
+        "## What it brings",
+        "",
+        f"Drawn cells, which the model never saw. The mode `{results['mode']}` learnt from "
+        f"{results['images']} pictures for {results['seconds'] / 60:.1f} minutes "
+        f"({results['steps']} steps, encoding included; {machine_text(results['machine'])}). Mean "
+        f"IoU of the {results['before']['objects']} objects in other pictures:",
+        "",
+        table([f"`{results['model']}`", "before", "after", ""], rows),
+        "",
+        f"![Cells outlined after one click each, before and after](../images/{CELLS})",
+        "",
+        f"![The loss falls](../images/{LOSS})",
+        "",
+        "`python -m benchmarks.finetune` draws the cells, trains, and measures.",
+    ]
+    return "\n".join(lines)
+
+
+def memory_text(results: dict) -> str:
+    """The most memory that a step takes, by what learns."""
+    rows = [
+        [f"`{mode}`", f"{step['peak'] / 1e9:.1f} GB", f"{step['seconds']:.0f} s"]
+        for mode, step in results["steps"].items()
+    ]
+    height, width = results["input_size"]
+    lines = [
+        "## Memory",
+        "",
+        f"One step of the full `{results['model']}`, {height} x {width} pixels, "
+        f"{results['objects']} objects, {results['clicks']} corrections, with checkpointing, in "
+        f"float32 on the processor ({machine_text(results['machine'])}):",
+        "",
+        table(["what learns", "most memory", "time"], rows),
+        "",
+        "`python -m benchmarks.finetune_memory` measures it.",
+    ]
+    return "\n".join(lines)
+
+
+TEXTS = {"finetune": gain_text, "finetune_memory": memory_text}
+"""What each benchmark's results say on the page, by the benchmark's name."""
