@@ -6,7 +6,7 @@ from .cases import CASES, Case, Goal
 _FIGURES = {
     "seconds": "time",
     "above": "peak memory above the weights",
-    "peak": "peak memory, process included",
+    "peak": "peak memory with the process",
 }
 
 
@@ -24,8 +24,7 @@ def table(name: str, results: dict) -> str:
     rows = [_row(results, contestant, contestants[0]) for contestant in contestants]
     heads = ["", "seconds", "ours / theirs", "GFLOP", "of the machine's rate"]
     heads += ["peak memory above the weights", "ours / theirs"]
-    lines = [f"### {case.title}", "", page.table(heads, rows), ""]
-    return "\n".join([*lines, *_goals(case, results), ""])
+    return "\n".join([f"### {case.title}", "", page.table(heads, rows), "", *_goals(case, results)])
 
 
 def _row(results: dict, contestant: str, first: str) -> list[str]:
@@ -50,21 +49,20 @@ def _ratio(results: dict, kind: str, first: str, contestant: str) -> str:
 def _goals(case: Case, results: dict) -> list[str]:
     """A line for each goal whose figures were measured."""
     lines = [line for goal in case.goals if (line := _goal(goal, results))]
-    return ["Asked, and reached:", "", *lines, ""] if lines else []
+    return [*lines, ""] if lines else []
 
 
 def _goal(goal: Goal, results: dict) -> str:
-    ours = figure(results, goal.figure, goal.of)
-    what = f"- {_FIGURES[goal.figure]} of {goal.of}"
+    ours, what = figure(results, goal.figure, goal.of), f"- {_FIGURES[goal.figure]}, {goal.of}"
     if ours is None:
         return ""
     if goal.against is None:
         unit, size = ("s", 1.0) if goal.figure == "seconds" else ("GB", 1e9)
-        return f"{what}: at most {goal.at_most / size:g} {unit}; {ours / size:.2f} {unit}"
+        return f"{what}: {ours / size:.2f} {unit}, asked: at most {goal.at_most / size:g} {unit}"
     theirs = figure(results, goal.figure, goal.against)
     if theirs is None:
         return ""
-    return f"{what}: at most {goal.at_most:g} of {goal.against}; {ours / theirs:.2f}"
+    return f"{what} / {goal.against}: {ours / theirs:.2f}, asked: at most {goal.at_most:g}"
 
 
 def part(results: dict) -> str:

@@ -1,6 +1,6 @@
 """Masks that the edges of crops cut, put together where they continue each other.
 
-All is done on run lengths, so that no mask is ever unfolded beyond the strip along an edge.
+All is done on run lengths, so that no mask is ever unfolded.
 """
 
 from __future__ import annotations
