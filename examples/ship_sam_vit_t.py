@@ -5,6 +5,7 @@ They are stored in float16, but the frequencies of the position encoding, and co
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from segment_anything_transformers.image_processing_segment_anything import (
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 from segment_anything_transformers.processing_segment_anything import SegmentAnythingProcessor
+from segment_anything_transformers.remote_code import CarriesCode
 
 NAME = "sam_vit_t"
 
@@ -41,9 +43,10 @@ def ship(source: Path, folder: Path) -> None:
     save_file(weights, unfinished, metadata={"format": "pt"})
     unfinished.chmod(0o644)  # safetensors writes files that nobody else may read
     unfinished.rename(folder / "model.safetensors")
-    config.save_pretrained(folder)
     processor = SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(config))
-    processor.save_pretrained(folder)
+    parts: tuple[Any, ...] = (config, processor)
+    for part in parts:
+        super(CarriesCode, part).save_pretrained(folder)  # no copies of the code beside the code
 
 
 if __name__ == "__main__":
