@@ -128,8 +128,9 @@ class TorchBackend:
 
     Args:
         model: The model.
-        dtype: Another precision to run in, "float32", "bfloat16", "float16" or PyTorch's own, or
-            "int8" for the linear layers of the encoder.
+        dtype: Another precision to run the encoder in, "float32", "bfloat16", "float16" or PyTorch's
+            own, or "int8" for its linear layers. The decoder, which takes little time and decides
+            about every edge, keeps its precision.
     """
 
     name = "torch"
@@ -149,7 +150,8 @@ class TorchBackend:
 
             model = use_int8_linears(deepcopy(model))
         elif dtype is not None and getattr(torch, name) != model.dtype:
-            model = deepcopy(model).to(getattr(torch, name))
+            model = deepcopy(model)
+            model.image_encoder.to(getattr(torch, name))
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 
@@ -184,7 +186,7 @@ class TorchBackend:
             return self._encode(pixel_values)
 
     def _encode(self, pixel_values: np.ndarray) -> Any:
-        return self.model.get_image_embeddings(self._tensor(pixel_values, self.model.dtype)[0])
+        return self.model.get_image_embeddings(self._tensor(pixel_values)[0])
 
     def _encode_on_own_stream(self, pixel_values: np.ndarray) -> Any:
         """Embeddings that are complete: on one stream, masks would wait for the next image."""
@@ -215,7 +217,7 @@ class TorchBackend:
                 input_points=self._tensor(points),
                 input_labels=self._tensor(labels),
                 input_boxes=self._tensor(boxes),
-                input_masks=self._tensor(masks, self.model.dtype),
+                input_masks=self._tensor(masks),
                 multimask_output=multimask_output,
             )
             # numpy has no bfloat16

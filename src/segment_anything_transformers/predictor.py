@@ -56,8 +56,9 @@ class SAMPredictor:
             padded with zeros. Resizing and padding are not its task, because the prompts have to
             follow them. Or a `SegmentAnythingImageProcessor`, of which only the colours are used.
             By default the image processor that belongs to the model's configuration.
-        dtype: Precision to run a PyTorch model in: "bfloat16" and "float16" are faster where the
-            processor or the GPU computes in them, and masks differ at a few pixels of their edge.
+        dtype: Precision to run a PyTorch model's encoder in: "bfloat16" and "float16" are faster
+            where the processor or the GPU computes in them, and masks differ at a few pixels of
+            their edge. The decoder keeps its precision.
             "int8" rounds the weights of the encoder's linear layers, and their inputs, to 8 bits;
             masks differ more. A copy of the model is made then; a model loaded with `dtype=`
             needs none. By default the model's own.
