@@ -128,9 +128,9 @@ class TorchBackend:
 
     Args:
         model: The model.
-        dtype: Another precision to run the encoder in, "float32", "bfloat16", "float16" or PyTorch's
-            own, or "int8" for its linear layers. The decoder, which takes little time and decides
-            about every edge, keeps its precision.
+        dtype: Another precision to run the encoder in, "float32", "bfloat16", "float16" or
+            PyTorch's own, or "int8" for its linear layers. The decoder, which takes little time
+            and decides about every edge, keeps its precision.
     """
 
     name = "torch"
