@@ -26,25 +26,27 @@ from tests.parity.peers import huggingface_model, meta_model
 def ours(preset: str = "sam_vit_b", dtype: torch.dtype = torch.float32) -> SegmentAnythingModel:
     """Our model: seeded random weights, or for "sam_vit_t" those in the package."""
     if preset == "sam_vit_t":
-        return SegmentAnythingModel.from_pretrained(preset, dtype=dtype).eval()
+        return (
+            SegmentAnythingModel.from_pretrained(preset, dtype=dtype).eval().requires_grad_(False)
+        )
     torch.manual_seed(0)
     model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset(preset)).eval()
     with torch.no_grad():  # position tables start as zeros, which could be quicker
         for name, parameter in model.named_parameters():
             if "pos" in name:
                 parameter.normal_(std=0.1)
-    return model.to(dtype)
+    return model.to(dtype).requires_grad_(False)
 
 
 def transformers(preset: str = "sam_vit_b", dtype: torch.dtype = torch.float32):
     """Transformers' SamModel with the same weights, attention by sdpa."""
     model: Any = huggingface_model(ours(preset))
-    return model.to(dtype)
+    return model.to(dtype).requires_grad_(False)
 
 
 def meta(preset: str = "sam_vit_b"):
     """Meta's Sam with the same weights."""
-    return meta_model(ours(preset))
+    return meta_model(ours(preset)).requires_grad_(False)
 
 
 def openvino_encoder(pixels: torch.Tensor, precision: str = "f32"):
