@@ -74,31 +74,42 @@ def expected_masks(predictor, points, labels):
     return predictor(points=points[:, 2:], labels=labels[:, 2:], boxes=boxes)
 
 
-@pytest.mark.parametrize(("longest", "difference"), [(600, 0.1), (1024, 1e-3)])
-def test_masks_agree_with_pytorch(node, model, exported, tmp_path, longest, difference):
-    """A part of the photo as it is, and as large as the model input.
-
-    transformers.js resamples a photo with a shift of a part of a pixel, and rounds its scaled sides
-    down: this part's are whole. Of its own input our model makes its masks.
-    """
-    photo = Image.open(PHOTO).crop((0, 0, 600, 375))
-    picture = tmp_path / "photo.png"
-    photo.resize((longest, longest * photo.height // photo.width)).save(picture)
-    predictor = SAMPredictor(model)
-    predictor.set_image(Image.open(picture))
-    names, pixels, results = masks_of(node, picture, exported, tmp_path / "made")
-    ours = SegmentAnythingImageProcessor.from_pretrained("sam_vit_t")(Image.open(picture))
-    assert np.abs(pixels.numpy() - ours["pixel_values"][0]).mean() < difference
-    predictor._image_embeddings = predictor.backend.encode_images(pixels.numpy())
-    assert names == ["SamModel", "SamProcessor"]
+def assert_agree(predictor, results, least):
+    """The share of pixels at which masks agree is at least that, and the scores are equal."""
     for name, prompt in PROMPTS.items():
         masks, scores, _ = expected_masks(predictor, **prompt)
         made, made_scores = results[name]
         assert made.shape == masks.shape
         assert 0.001 < masks.mean() < 0.5  # neither nothing nor everything
         agreeing = (made == masks).mean(axis=(-2, -1))
-        assert agreeing.min() >= 0.999, (name, agreeing)
+        assert agreeing.min() >= least, (name, agreeing)
         np.testing.assert_allclose(np.reshape(made_scores, scores.shape), scores, atol=2e-3)
+
+
+def test_masks_agree_with_pytorch(node, model, exported, tmp_path):
+    """The photo as large as the model input, so that nothing is resampled."""
+    photo = Image.open(PHOTO)
+    picture = tmp_path / "photo.png"
+    photo.resize((1024, 1024 * photo.height // photo.width)).save(picture)
+    predictor = SAMPredictor(model)
+    predictor.set_image(Image.open(picture))
+    names, _, results = masks_of(node, picture, exported, tmp_path / "made")
+    assert names == ["SamModel", "SamProcessor"]
+    assert_agree(predictor, results, 0.9999)
+
+
+def test_masks_of_a_resampled_photo_agree_with_pytorch(node, model, exported, tmp_path):
+    """transformers.js resamples a photo with a shift of a part of a pixel, and rounds its scaled
+    sides down: this part's are whole. Of its own input our model makes its masks."""
+    picture = tmp_path / "photo.png"
+    Image.open(PHOTO).crop((0, 0, 600, 375)).save(picture)
+    predictor = SAMPredictor(model)
+    predictor.set_image(Image.open(picture))
+    _, pixels, results = masks_of(node, picture, exported, tmp_path / "made")
+    ours = SegmentAnythingImageProcessor.from_pretrained("sam_vit_t")(Image.open(picture))
+    assert np.abs(pixels.numpy() - ours["pixel_values"][0]).mean() < 0.1
+    predictor._image_embeddings = predictor.backend.encode_images(pixels.numpy())
+    assert_agree(predictor, results, 0.999)
 
 
 def test_the_code_in_the_readme_runs(node, model, exported, tmp_path):
