@@ -82,6 +82,7 @@ def test_another_precision_runs_on_a_copy(dtype):
     backend = backend_for(model, dtype)
     assert model.dtype == torch.float32
     assert backend.model.dtype in (torch.bfloat16, torch.float16)
+    assert {weight.dtype for weight in backend.model.mask_decoder.parameters()} == {torch.float32}
     assert backend_for(model, "float32").model is model
     assert backend_for(model).model is model
 
