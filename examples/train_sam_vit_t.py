@@ -172,7 +172,7 @@ class Run:
         unfinished = self.options.output / f"{name}.tmp"
         torch.save(state, unfinished)
         unfinished.rename(self.options.output / name)
-        averaged = cast(SegmentAnythingModel, self.average.module)  # config and weights alone
+        averaged = cast(SegmentAnythingModel, self.average.module)
         averaged.save_pretrained(self.options.output / "model")
 
     def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:

@@ -1230,7 +1230,7 @@ class MaskDecoder(nn.Module):
         length = self.prompts_per_group
         if length is None:
             positions = _POSITIONS_AT_ONCE[image_embeddings.device.type == "cpu"]
-            length = max(1, positions // max(1, image_embeddings[:, 0].numel()))
+            length = max(1, positions // image_embeddings[:, 0].numel())
         return [slice(start, start + length) for start in range(0, sets, length)]
 
     def masks(self, decoded: DecodedPrompts, chosen: Sequence[int]) -> Tensor:

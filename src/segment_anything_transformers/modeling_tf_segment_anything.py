@@ -216,12 +216,13 @@ class Perceptron(layers.Layer):
         self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """Transforms each token on its own."""
-        shape, weights = ops.shape(x), (self.lin1.kernel, self.lin1.bias)
-        rows = ops.reshape(x, (-1, self.width))
-        rows = self.activation(_affine(rows, *(ops.cast(weight, x.dtype) for weight in weights)))
-        x = ops.reshape(rows, (*shape[:-1], self.hidden))
-        return self.drop(self.lin2(self.drop(x, training=training)), training=training)
+        """Transforms each token on its own.
+
+        As the rows of a matrix: see `_affine`, which is what a layer does of a matrix.
+        """
+        rows = self.lin1(ops.reshape(x, (-1, self.width)))
+        hidden = ops.reshape(self.activation(rows), (*ops.shape(x)[:-1], self.hidden))
+        return self.drop(self.lin2(self.drop(hidden, training=training)), training=training)
 
 
 # ------------------------------------------------------------------------------ image encoder

@@ -122,7 +122,10 @@ class SAMPredictor:
             TypeError: If it is not an image.
             ValueError: If its shape, its number of channels or its values do not fit.
         """
-        self.set_pixels(self.read_image(image))
+        pixels = self.read_image(image)
+        self.clear_image()
+        [encoded] = self.encode([self.prepare(pixels)])
+        self.set_encoded(encoded)
 
     def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """The image, checked, as an (H0, W0, C) array of uint8, uint16 or float32.
@@ -133,12 +136,6 @@ class SAMPredictor:
         if pixels.dtype == np.float32:
             _check_values(pixels, self._expects_bytes)
         return pixels
-
-    def set_pixels(self, pixels: np.ndarray) -> None:
-        """As `set_image`, for what `read_image` returned or a cut-out of it."""
-        self.clear_image()
-        [encoded] = self.encode([self.prepare(pixels)])
-        self.set_encoded(encoded)
 
     def prepare(self, pixels: np.ndarray) -> PreparedImage:
         """What `read_image` returned, or a cut-out of it, as the model takes it.
