@@ -77,14 +77,16 @@ def build_app(model: Any, image: Image.Image) -> gr.Blocks:
         app.load(lambda: _seen(_Visit(model, image)), outputs=seen)
         upload.upload(_open, [visit, upload], [*seen, upload], show_progress_on=caption)
         everything.click(_everything, [visit, *search], seen, show_progress_on=caption)
-        # A click is answered at once: a sign that work is going on would only flicker.
-        canvas.select(_click, [visit, marking.meaning], seen, show_progress="hidden")
+        # A click is answered at once: a sign that work is going on would only flicker. By default
+        # the page drops what is clicked before the last answer has come.
+        at_once: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
+        canvas.select(_click, [visit, marking.meaning], seen, **at_once)
         for button, act in (
             (marking.guess, _Visit.next_guess),
             (marking.undo, _Visit.undo),
             (marking.clear, _Visit.clear),
         ):
-            button.click(partial(_do, act), visit, seen, show_progress="hidden")
+            button.click(partial(_do, act), visit, seen, **at_once)
     return app
 
 

@@ -194,6 +194,15 @@ def test_two_clicks_make_a_box(page, model, tmp_path):
     assert not mask[110, 130]
 
 
+def test_clicks_in_quick_succession_all_count(page, tmp_path):
+    choose(page, "Box")
+    click(page, 425, 285)
+    click(page, 275, 135)  # before the first is answered
+    says(page, "predicted quality")
+    [box] = description(page, tmp_path)[0]["prompts"]["boxes"]
+    np.testing.assert_allclose(box, [275, 135, 425, 285], atol=1)
+
+
 def test_everything_is_found(page, model, tmp_path):
     page.locator("#everything").click()
     generator = SAMAutomaticMaskGenerator(model, points_per_side=24, **SMALL_MODEL_THRESHOLDS)
