@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segment_anything_transformers import (
@@ -17,6 +18,7 @@ from segment_anything_transformers import (
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import GENERATOR_OPTIONS, build_parser
 from segment_anything_transformers.cli_files import write_atomically
+from segment_anything_transformers.cli_models import load_model
 from segment_anything_transformers.mask_ops import rle_to_mask
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -274,6 +276,13 @@ def test_pictures_of_every_mode(run, photo, image, mode, tmp_path):
 def test_other_precisions(run, photo, tmp_path, dtype):
     assert run(f"predict photo.png --point 30,20 --dtype {dtype}")[0] == 0
     assert len(results(tmp_path / "segmented", "photo")["masks"]) == 1
+
+
+def test_the_decoder_keeps_its_precision():
+    model = load_model("sam_vit_t", framework="torch", dtype="bfloat16")
+    parts = (model.image_encoder, model.mask_decoder)
+    encoder, decoder = ({weight.dtype for weight in part.parameters()} for part in parts)
+    assert (encoder, decoder) == ({torch.bfloat16}, {torch.float32})
 
 
 def test_demo_needs_no_image(run, photo, tmp_path):

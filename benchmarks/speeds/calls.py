@@ -112,14 +112,15 @@ def thresholds(model: Any, image: Image.Image, is_trained: bool = True) -> dict[
     }
 
 
-def options_for(preset: str) -> dict[str, Any]:
-    """Thresholds for the model and the photograph of all cases."""
+def options_for(preset: str, model: Any = None) -> dict[str, Any]:
+    """Thresholds for the preset, maybe loaded already, and the photograph of all cases."""
     image = contestants.photograph(1800, 1200)
-    return thresholds(contestants.ours(preset), image, is_trained=preset == "sam_vit_t")
+    return thresholds(model or contestants.ours(preset), image, is_trained=preset == "sam_vit_t")
 
 
 def generator(preset: str, points_per_side: int = 32) -> SAMAutomaticMaskGenerator:
-    model, options = contestants.ours(preset), options_for(preset)
+    model = contestants.ours(preset)
+    options = options_for(preset, model)
     return SAMAutomaticMaskGenerator(
         model, points_per_side, output_mode="uncompressed_rle", **options
     )
@@ -154,12 +155,12 @@ def our_keras_generator() -> Call:
     return lambda: ours.generate(image)
 
 
-def in_keras(maker: str, **options: Any) -> Callable[[], Call]:
+def in_keras(maker: str) -> Callable[[], Call]:
     """Makes a call of `keras_contestants`: TensorFlow is imported where it is asked for."""
 
     def make() -> Call:
         from . import keras_contestants
 
-        return getattr(keras_contestants, maker)(**options)
+        return getattr(keras_contestants, maker)()
 
     return make

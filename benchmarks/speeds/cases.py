@@ -69,16 +69,6 @@ KERAS_CASES = {
         goals=(Goal("seconds", "ours", 0.3, "keras-hub"),),
         rounds=5,
     ),
-    "keras-decoder-above": Case(
-        "The same as the mask generator uses it: masks of the three best qualities in ten",
-        {
-            "ours": calls.in_keras("our_decoder", quantile=0.7),
-            "keras-hub, all masks": calls.in_keras("keras_hub_decoder"),
-        },
-        goals=(Goal("seconds", "ours", 0.3, "keras-hub, all masks"),),
-        rounds=5,
-        memory=False,
-    ),
     "keras-everything": Case(
         "Everything in a photograph of 1800 x 1200, 1024 clicks, sam_vit_b, with the encoder",
         {

@@ -84,8 +84,8 @@ class TheirImageProcessor(SamImageProcessorPil):
 
     def post_process_for_mask_generation(self, *args):
         boxes_module: Any = ModuleType("torchvision.ops.boxes")
-        boxes_module.batched_nms = lambda boxes, scores, _, threshold: torch.from_numpy(
-            mask_ops.nms(boxes.numpy(), scores.numpy(), threshold)
+        boxes_module.batched_nms = lambda boxes, scores, idxs, iou_threshold: torch.from_numpy(
+            mask_ops.nms(boxes.numpy(), scores.numpy(), iou_threshold)
         )
         sys.modules["torchvision.ops.boxes"] = boxes_module
         for name in ("torchvision", "torchvision.ops"):

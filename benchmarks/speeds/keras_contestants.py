@@ -61,16 +61,11 @@ def embeddings() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((1, 64, 64, 256), np.float32)
 
 
-def our_decoder(points: int = 64, quantile: float | None = None) -> Callable:
-    """All masks of some clicks, or those of a quality above a quantile."""
+def our_decoder(points: int = 64) -> Callable:
     backend, image = KerasBackend(ours()), tf.constant(embeddings())
     clicks = contestants.grid(points, 1024)
     labels = np.ones(clicks.shape[:2], np.int64)
-    if quantile is None:
-        return lambda: backend.decode(image, clicks, labels, None, None, True)
-    scores = backend.decode(image, clicks, labels, None, None, True)[1]
-    threshold = float(np.quantile(scores, quantile))
-    return lambda: backend.decode_above(image, clicks, labels, threshold)
+    return lambda: backend.decode(image, clicks, labels, None, None, True)
 
 
 def keras_hub_decoder(points: int = 64) -> Callable:

@@ -123,6 +123,30 @@ def _evaluation(model: Any) -> Iterator[None]:
                     module.training = True
 
 
+def _precision(dtype: Any) -> str:
+    """The name of a precision that encoders run in; ValueError for others."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "bfloat16", "float16", "int8"):
+        raise ValueError(
+            f'dtype must be "float32", "bfloat16", "float16" or "int8", got {name!r}. None '
+            "keeps the precision that the model has."
+        )
+    return name
+
+
+def with_encoder_in(model: Any, dtype: Any) -> Any:
+    """The PyTorch model itself, its encoder changed to a precision that `TorchBackend` takes."""
+    import torch
+
+    name = _precision(dtype)
+    if name == "int8":
+        from .int8_linear import use_int8_linears
+
+        return use_int8_linears(model)
+    model.image_encoder.to(getattr(torch, name))
+    return model
+
+
 class TorchBackend:
     """A PyTorch `SegmentAnythingModel`, run on the device it is on, in the precision it has.
 
@@ -139,19 +163,8 @@ class TorchBackend:
         """Wraps a model without changing it; a copy of it where the precision is another."""
         import torch
 
-        name = str(dtype).removeprefix("torch.")
-        if dtype is not None and name not in ("float32", "bfloat16", "float16", "int8"):
-            raise ValueError(
-                f'dtype must be "float32", "bfloat16", "float16" or "int8", got {name!r}. None '
-                "keeps the precision that the model has."
-            )
-        if name == "int8":
-            from .int8_linear import use_int8_linears
-
-            model = use_int8_linears(deepcopy(model))
-        elif dtype is not None and getattr(torch, name) != model.dtype:
-            model = deepcopy(model)
-            model.image_encoder.to(getattr(torch, name))
+        if dtype is not None and getattr(torch, _precision(dtype)) != model.dtype:
+            model = with_encoder_in(deepcopy(model), dtype)
         self.model = model
         self.config: SegmentAnythingModelConfig = model.config
 

@@ -284,5 +284,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="float32",
         choices=("float32", "bfloat16", "float16", "int8"),
-        help="precision of the computation, int8 of the encoder alone (default: %(default)s)",
+        help="precision of the image encoder, in Keras of the decoder too; int8 is PyTorch's "
+        "(default: %(default)s)",
     )

@@ -23,7 +23,8 @@ def load_model(
         name: A preset, a folder, a Hub repository or a `.pth` file of Meta's.
         framework: "torch", "tf", or "auto" for the first of them that is installed.
         device: What torch calls it, or "auto" for the fastest there is.
-        dtype: "float32", "bfloat16" or "float16"; "int8" for the encoder's linear layers.
+        dtype: "float32", "bfloat16" or "float16"; "int8" for the encoder's linear layers. In
+            PyTorch the decoder keeps float32.
 
     Raises:
         UsageError: There is no such model or device, or the framework is not installed.
@@ -51,14 +52,12 @@ def _load_in_torch(name: str, device: str, dtype: str) -> Any:
     from transformers.utils import logging
 
     from . import SegmentAnythingModel
-    from .int8_linear import use_int8_linears
+    from .backends import with_encoder_in
 
     logging.disable_progress_bar()
     place = _usable_device(device)
-    is_int8 = dtype == "int8"
-    model: Any = SegmentAnythingModel.from_pretrained(name, dtype="float32" if is_int8 else dtype)
-    model = model.to(place).eval()
-    return use_int8_linears(model) if is_int8 else model
+    model: Any = SegmentAnythingModel.from_pretrained(name, dtype="float32")
+    return with_encoder_in(model.to(place).eval(), dtype)
 
 
 def compile_encoder(model: Any) -> None:

@@ -149,15 +149,13 @@ class MaskUpscaler:
         by_column = self._axis_x.part(columns, low_columns) @ np.ascontiguousarray(by_row.T)
         return LogitsInBox(by_column, columns.start, rows.start)
 
-    def mask(self, mask_logits: np.ndarray, mask_threshold: float) -> np.ndarray:
-        """The mask of the logits (H', W') at full size, (H0, W0) bool."""
+    def mask(self, mask_logits: np.ndarray, mask_threshold: float, out: np.ndarray) -> None:
+        """The mask of the logits (H', W') at full size, set in `out`, (H0, W0) bool, all False."""
         rows, low_rows, columns, low_columns = self._box(mask_logits, mask_threshold)
         part = np.ascontiguousarray(mask_logits[low_rows, low_columns].T)
         by_column = self._axis_x.part(columns, low_columns) @ part
         logits = self._axis_y.part(rows, low_rows) @ np.ascontiguousarray(by_column.T)
-        mask = np.zeros(self.original_hw, bool)
-        np.greater(logits, mask_threshold, out=mask[rows, columns])
-        return mask
+        np.greater(logits, mask_threshold, out=out[rows, columns])
 
     def _box(self, mask_logits: np.ndarray, cut_off: float) -> tuple[slice, slice, slice, slice]:
         """Rows of the box and of the logits that go into them, then columns likewise."""

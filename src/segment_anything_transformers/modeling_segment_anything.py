@@ -283,23 +283,18 @@ class EncoderAttention(nn.Module):
     def _mix_products(
         self, queries: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
     ) -> Tensor:
-        """As `_mix`, with the bias as a part of the product of queries and keys.
+        """As `_mix`, where oneDNN multiplies.
 
-        A query's bias for a key is one number for the key's row and one for its column. They become
-        further channels of the query; the key has a one where its own row and column are. Adding
-        the bias would take longer than this product.
+        The bias of a query for a key is a number for the key's row and one for its column: each is
+        added in place, while the scores are in the cache.
         """
-        window_hw = queries.shape[1], queries.shape[2]
-        queries = torch.cat([queries * queries.shape[-1] ** -0.5, bias_h, bias_w], dim=-1)
-        is_row, is_column = (torch.eye(size).to(key) for size in window_hw)
-        places = torch.cat(
-            [is_row.repeat_interleave(window_hw[1], 0), is_column.repeat(window_hw[0], 1)], dim=-1
-        )
-        key = torch.cat([key, places.expand(len(key), -1, -1)], dim=-1)
+        queries = queries * queries.shape[-1] ** -0.5
         values = value.mT.contiguous().mT
         parts = []
-        for some, rows in self._parts(key, window_hw):
+        for some, rows in self._parts(key, (queries.shape[1], queries.shape[2])):
             scores = _product(queries[some, rows].flatten(1, 2), key[some].mT)
+            by_axis = scores.view(*bias_h[some, rows].shape, bias_w.shape[-1])
+            by_axis.add_(bias_h[some, rows, :, :, None]).add_(bias_w[some, rows, :, None])
             parts.append(_product(scores.softmax(-1), values[some]).flatten(0, 1))
         return torch.cat(parts).view_as(value)
 
@@ -1200,27 +1195,23 @@ class MaskDecoder(nn.Module):
         self, image_embeddings: Tensor, dense_embeddings: Tensor, positions: Tensor
     ) -> tuple[SharedImage, Tensor]:
         """As `_share`; for the image and the weights of the last call, what that call found."""
-        image = image_embeddings[:, None] + dense_embeddings
         parameters = [*self.parameters()]
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
-            or len(image) > 1
+            or len(image_embeddings) > 1
             or any(parameter.is_inference() for parameter in parameters)
         ):
-            return self._share(image, positions)
+            return self._share(image_embeddings[:, None] + dense_embeddings, positions)
         weights = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        given = image_embeddings, dense_embeddings, positions
         if self._last_shared is not None:
-            last_image, last_positions, last_weights, result = self._last_shared
+            last_given, last_weights, result = self._last_shared
             # The values, not the objects: whoever changes a tensor in place is safe.
-            if (
-                weights == last_weights
-                and torch.equal(image, last_image)
-                and torch.equal(positions, last_positions)
-            ):
+            if weights == last_weights and all(map(torch.equal, given, last_given)):
                 return result
-        result = self._share(image, positions)
-        self._last_shared = image, positions, weights, result
+        result = self._share(image_embeddings[:, None] + dense_embeddings, positions)
+        self._last_shared = tuple(tensor.clone() for tensor in given), weights, result
         return result
 
     def _groups(self, sets: int, image_embeddings: Tensor) -> list[slice]:

@@ -310,10 +310,14 @@ class SAMPredictor:
             for index in np.ndindex(shape[:-3]):
                 results[index] = upscaler.whole(mask_logits[index])
             return results
-        flat = mask_logits.reshape(-1, *mask_logits.shape[-2:])
+        masks, threshold = np.zeros(shape, bool), self.config.mask_threshold
+
+        def fill(index: tuple[int, ...]) -> None:
+            upscaler.mask(mask_logits[index], threshold, masks[index])
+
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            masks = threads.map(lambda one: upscaler.mask(one, self.config.mask_threshold), flat)
-            return np.array([*masks], bool).reshape(shape)
+            [*threads.map(fill, np.ndindex(shape[:-2]))]
+        return masks
 
 
 def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
