@@ -70,5 +70,5 @@ def test_masks_and_stability_are_those_of_the_whole(image_hw, original_hw, left_
         mask = in_box.mask(0.0, size_hw, left_top)
         expected = np.pad(whole > 0, ((top, 0), (left, 0)))
         np.testing.assert_array_equal(mask_ops.rle_to_mask(mask.rle), expected)
-        assert mask.rle == mask_ops.masks_to_rles(expected[None])[0]
+        assert [mask_ops.rle_with_list(mask.rle)] == mask_ops.masks_to_rles(expected[None])
         assert mask.box == tuple(mask_ops.masks_to_boxes(whole > 0).tolist())

@@ -175,5 +175,5 @@ def _from_runs(starts: np.ndarray, stops: np.ndarray, size_hw: Sequence[int]) ->
     places = np.stack([starts, stops], axis=1)[stops > starts].ravel()
     touch = np.flatnonzero(places[1:-1:2] == places[2::2])
     places = np.delete(places, np.concatenate([2 * touch + 1, 2 * touch + 2]))
-    counts = np.diff(places, prepend=0, append=size_hw[0] * size_hw[1]).tolist()
+    counts = np.diff(places, prepend=0, append=size_hw[0] * size_hw[1])
     return {"size": list(size_hw), "counts": counts if counts[-1] else counts[:-1]}

@@ -30,6 +30,7 @@ from .mask_ops import (
     rle_area,
     rle_to_coco,
     rle_to_mask,
+    rle_with_list,
 )
 from .mask_upscaling import finish_masks
 from .predictor import EncodedImage, PreparedImage, Preprocessing, SAMPredictor
@@ -43,7 +44,7 @@ _Encoded = tuple[np.ndarray, EncodedImage]
 # What `output_mode` can be, and how each makes a "segmentation" of uncompressed run lengths.
 _OUTPUT_MODES: dict[str, Callable[[RLE], Any]] = {
     "binary_mask": rle_to_mask,
-    "uncompressed_rle": lambda rle: rle,
+    "uncompressed_rle": rle_with_list,
     "coco_rle": rle_to_coco,
 }
 

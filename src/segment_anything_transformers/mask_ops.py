@@ -173,13 +173,14 @@ def masks_to_rles(masks: np.ndarray) -> list[RLE]:
     """
     masks = np.asarray(masks, dtype=bool)
     size_hw = masks.shape[1:]
-    return [columns_to_rle(mask.T, (0, 0), size_hw) for mask in masks]
+    return [rle_with_list(columns_to_rle(mask.T, (0, 0), size_hw)) for mask in masks]
 
 
 def columns_to_rle(columns: np.ndarray, left_top: tuple[int, int], size_hw: tuple[int, int]) -> RLE:
-    """Uncompressed run lengths of a mask of which only a part is given, the rest being empty.
+    """Run lengths of a mask of which only a part is given, the rest being empty.
 
     Takes the part by column, (w, h) bool, the place of its first pixel and the size of the whole.
+    The counts are an int64 array: a ragged mask has a million of them.
     """
     (left, top), (height, width) = left_top, size_hw
     # One empty pixel below every column ends its last run there.
@@ -194,8 +195,13 @@ def columns_to_rle(columns: np.ndarray, left_top: tuple[int, int], size_hw: tupl
     if padded.shape[1] > height:  # a run may go on at the top of the next column
         joins = np.flatnonzero(places[1::2][:-1] == places[2::2])
         places = np.delete(places, np.concatenate([2 * joins + 1, 2 * joins + 2]))
-    lengths = np.diff(places, prepend=0, append=height * width).tolist()
+    lengths = np.diff(places, prepend=0, append=height * width)
     return {"size": [height, width], "counts": lengths if lengths[-1] else lengths[:-1]}
+
+
+def rle_with_list(rle: Mapping[str, Any]) -> RLE:
+    """Run lengths whose counts are a list, which can go to JSON, rather than an array."""
+    return {"size": list(rle["size"]), "counts": _counts(rle).tolist()}
 
 
 # COCO's text form: every number is cut into groups of five bits, lowest first. A sixth bit says
@@ -229,24 +235,24 @@ def _expanded(text: str) -> list[int]:
     return counts
 
 
-def _counts(rle: Mapping[str, Any]) -> list[int]:
+def _counts(rle: Mapping[str, Any]) -> np.ndarray:
     counts = rle["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
-    return _expanded(counts) if isinstance(counts, str) else list(counts)
+    return np.asarray(_expanded(counts) if isinstance(counts, str) else counts, np.int64)
 
 
 def rle_to_mask(rle: Mapping[str, Any]) -> np.ndarray:
     """The (H, W) boolean mask that run lengths describe.
 
-    Counts may be a list, or COCO's compressed text as str or bytes. Raises ValueError if they do
-    not add up to the size.
+    Counts may be a list or array, or COCO's compressed text as str or bytes. Raises ValueError if
+    they do not add up to the size.
     """
     (height, width), counts = rle["size"], _counts(rle)
-    if sum(counts) != height * width or min(counts, default=0) < 0:
+    if counts.sum() != height * width or (counts < 0).any():
         raise ValueError(
             f"The run lengths must be non-negative and add up to {height} x {width} pixels, "
-            f"got a sum of {sum(counts)}."
+            f"got a sum of {counts.sum()}."
         )
     inside = np.arange(len(counts)) % 2 == 1
     return np.ascontiguousarray(np.repeat(inside, counts).reshape(width, height).T)
@@ -254,12 +260,12 @@ def rle_to_mask(rle: Mapping[str, Any]) -> np.ndarray:
 
 def rle_area(rle: Mapping[str, Any]) -> int:
     """Number of pixels inside the mask that run lengths describe."""
-    return sum(_counts(rle)[1::2])
+    return int(_counts(rle)[1::2].sum())
 
 
 def rle_to_coco(rle: Mapping[str, Any]) -> RLE:
     """Run lengths, compressed or not, as COCO's `{"size": [H, W], "counts": text}` for JSON."""
-    return {"size": list(rle["size"]), "counts": _compressed(_counts(rle))}
+    return {"size": list(rle["size"]), "counts": _compressed(_counts(rle).tolist())}
 
 
 def point_grid(points_per_side: int) -> np.ndarray:

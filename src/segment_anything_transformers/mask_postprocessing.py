@@ -17,6 +17,7 @@ from .mask_ops import (
     nms,
     remove_small_regions,
     rle_to_mask,
+    rle_with_list,
 )
 from .mask_upscaling import MaskUpscaler, finish_masks, upscaling_matrix
 
@@ -131,7 +132,8 @@ class MaskPostprocessingMixin:
 
         Returns:
             For the m masks that are left: uncompressed run lengths of (H0, W0), qualities (m,),
-            and boxes (m, 4) int64 with inclusive right and bottom.
+            and boxes (m, 4) int64 with inclusive right and bottom. The run lengths are arrays,
+            since the pipeline walks through lists, one number after another.
 
         Raises:
             ValueError: Masks and qualities differ in number.
@@ -179,7 +181,7 @@ class MaskPostprocessingMixin:
             Masks as (H0, W0) bool arrays, scores, run lengths and boxes of those that are left.
         """
         kept = nms(to_numpy(all_boxes), to_numpy(all_scores), crops_nms_thresh)
-        rles = [all_masks[index] for index in kept]
+        rles = [rle_with_list(all_masks[index]) for index in kept]
         return [rle_to_mask(rle) for rle in rles], all_scores[kept], rles, all_boxes[kept]
 
 
