@@ -1,6 +1,6 @@
 """Compares a model with another implementation of it, on the same images and prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,24 @@ def peer_of_result(to: str, folder: Path, model: SegmentAnythingModel) -> Peer |
 
 
 @torch.no_grad()
-def compare(model: SegmentAnythingModel, peer: Peer) -> Comparison:
+def compare(model: SegmentAnythingModel, others: Sequence[Peer]) -> list[Comparison]:
     """Largest differences over whole tensors, for points, a box, and both."""
     pixels, prompts = _example(model)
     embeddings = model.get_image_embeddings(pixels)
-    differences = {"embeddings": _difference(peer.encode(pixels), embeddings)}
-    for kind, given in prompts.items():
-        expected = model(image_embeddings=embeddings, **given)
-        logits, scores = peer.decode(embeddings, given)
-        differences[f"logits of {kind}"] = _difference(logits, expected.pred_masks)
-        differences[f"scores of {kind}"] = _difference(scores, expected.iou_scores)
-    rounded = {name: absolute for name, (absolute, _) in differences.items()}
-    agrees = all(relative <= TOLERANCE for _, relative in differences.values())
-    return Comparison(peer.name, rounded, TOLERANCE, agrees)
+    expected = {
+        kind: model(image_embeddings=embeddings, **given) for kind, given in prompts.items()
+    }
+    comparisons = []
+    for peer in others:
+        differences = {"embeddings": _difference(peer.encode(pixels), embeddings)}
+        for kind, given in prompts.items():
+            logits, scores = peer.decode(embeddings, given)
+            differences[f"logits of {kind}"] = _difference(logits, expected[kind].pred_masks)
+            differences[f"scores of {kind}"] = _difference(scores, expected[kind].iou_scores)
+        rounded = {name: absolute for name, (absolute, _) in differences.items()}
+        agrees = all(relative <= TOLERANCE for _, relative in differences.values())
+        comparisons.append(Comparison(peer.name, rounded, TOLERANCE, agrees))
+    return comparisons
 
 
 def _example(model: SegmentAnythingModel) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:

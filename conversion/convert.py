@@ -36,7 +36,7 @@ def convert(source: str, folder: Path, to: str, input_size: Sequence[int] | None
         WRITERS[to](model, made)
         origin = None if input_size else peer_of_source(source, model)
         peers = [peer for peer in (origin, peer_of_result(to, made, model)) if peer is not None]
-        report = Report.of(source, to, model, made, [compare(model, peer) for peer in peers])
+        report = Report.of(source, to, model, made, compare(model, peers))
         wrong = [comparison for comparison in report.comparisons if not comparison.agrees]
         if wrong:
             raise ValueError(
