@@ -84,6 +84,8 @@ def main() -> None:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
         print(report.table(name, results["cases"][name]))
     page.write_part("speed", report.part(results))
+    if results["cases"].keys() >= report.SUMMARY.keys():
+        page.write_part("speed", report.summary(results), page.README)
 
 
 if __name__ == "__main__":

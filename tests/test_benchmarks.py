@@ -1,5 +1,6 @@
 """What the benchmarks write and count; they themselves are run by `make bench`."""
 
+import json
 import math
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import gpu, growth, switches
+from benchmarks import gpu, growth, profiles, speed, switches
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
 from segment_anything_transformers.modeling_segment_anything import Linear
@@ -57,9 +58,15 @@ def test_a_part_of_the_page_is_replaced_and_no_other(tmp_path):
 
 def test_the_page_has_a_part_for_every_script():
     text = page.PAGE.read_text()
-    for name in ("speed", "growth", "switches", "gpu"):
+    for name in ("speed", "profiles", "growth", "switches", "gpu"):
         assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->\n") == 1
         assert f"`python -m benchmarks.{name}`" in text
+
+
+def test_page_and_readme_show_what_was_measured():
+    results = json.loads(speed.RESULTS.read_text())
+    for file, text in ((page.PAGE, report.part(results)), (page.README, report.summary(results))):
+        assert f"<!-- speed -->\n\n{text.strip()}\n\n<!-- /speed -->" in file.read_text()
 
 
 def test_columns_without_anything_are_left_out():
@@ -125,6 +132,44 @@ def test_goals_speak_of_contestants_and_of_what_is_measured(name):
 def test_operations_are_two_for_each_product(call, products):
     call()  # the first one also tries what this build of PyTorch can do
     assert measure.operations(call) == 2 * products
+
+
+# ---- profiles
+
+
+def test_the_operators_of_a_call_in_pytorch():
+    left, right = torch.randn(2, 200, 200)
+    operators = profiles.of_torch(lambda: (left @ right, left @ right, left + right))
+    assert operators["aten::mm"][1] == 2
+    assert operators["aten::add"][1] == 1
+    assert operators["aten::mm"][0] > 0
+
+
+@pytest.mark.tf
+def test_the_operators_of_a_call_in_tensorflow():
+    import tensorflow as tf
+
+    matrix = tf.random.normal((200, 200))
+    product = tf.function(lambda matrix: tf.nn.softmax(matrix @ matrix) @ matrix)
+    product(matrix)
+    operators = profiles.of_tensorflow(lambda: product(matrix).numpy())
+    [products] = [count for name, (_, count) in operators.items() if "MatMul" in name]
+    assert products == 2
+
+
+def test_a_profile_as_a_table():
+    operators = {f"op{index}": (index / 1000, index) for index in range(1, 11)}
+    lines = profiles.table("A click", {"seconds": 0.0321, "operators": operators}).splitlines()
+    assert lines[:6] == [
+        "### A click",
+        "",
+        "32.1 ms.",
+        "",
+        "| operator | ms in all its calls | calls |",
+        "| --- | --- | --- |",
+    ]
+    assert lines[6] == "| op10 | 10 | 10 |"
+    assert lines[-1] == "| others | 3 | 3 |"
 
 
 # ---- growth, switches, GPU

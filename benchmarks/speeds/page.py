@@ -1,8 +1,10 @@
-"""The parts of docs/benchmarks.md that scripts write."""
+"""The parts of docs/benchmarks.md, and of the README, that scripts write."""
 
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 
 
 def write_part(name: str, text: str, page: Path = PAGE) -> None:

@@ -65,6 +65,29 @@ def _goal(goal: Goal, results: dict) -> str:
     return f"{what} / {goal.against}: {ours / theirs:.2f}, asked: at most {goal.at_most:g}"
 
 
+SUMMARY = {
+    "encoder": "encode an image of 1024 x 1024",
+    "decoder": "64 clicks, three masks each",
+    "click": "one click into an image of 1800 x 1200",
+    "everything": "everything in it, 1024 clicks, with the encoder",
+}
+
+
+def summary(results: dict) -> str:
+    """A few rows for the README: the first contestant of a case beside the first of the peers."""
+    rows = []
+    for name, work in SUMMARY.items():
+        case, goal = results["cases"][name], CASES[name].goals[0]
+        ours, theirs = goal.of, str(goal.against)
+        seconds = [f"{case['seconds'][one]:.3g} s" for one in (ours, theirs)]
+        ratios = [_ratio(case, figure, ours, theirs) for figure in ("seconds", "above")]
+        rows.append([work, *seconds, theirs, *ratios])
+    heads = ["`sam_vit_b`, fp32", "ours", "the other", "which is", "time", "memory"]
+    machine = results["machine"]
+    where = f"{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}"
+    return f"{page.table(heads, rows)}\n\nMeasured by `python -m benchmarks.speed` on an {where}."
+
+
 def part(results: dict) -> str:
     """The part `speed` of docs/benchmarks.md."""
     tables = [table(name, results["cases"][name]) for name in CASES if name in results["cases"]]
