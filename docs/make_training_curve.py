@@ -1,6 +1,9 @@
-"""Makes the picture of a training's progress: `python docs/make_training_curve.py run/log.jsonl`.
+"""What more training gave: a picture and a table for docs/training.md.
 
-The log is that of `examples/train_sam_vit_t.py`; needs matplotlib.
+    python -m docs.make_training_curve run/log.jsonl run/large/log.jsonl
+
+The logs are those of `examples/train_sam_vit_t.py`, one run after another; needs matplotlib. The
+table is of what `benchmarks/quality.py` measured of weights that were ready to be shipped.
 """
 
 import argparse
@@ -11,7 +14,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from benchmarks.speeds import page
+
 FILE = Path(__file__).parent / "images" / "training-curve.png"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+WEIGHTS = {
+    "quality_sam_vit_t_second.json": "23,000 views of 256 and 512 pixels",
+    "quality_sam_vit_t.json": "50,000 views, the last 1,100 of 1024 pixels",
+}
+SIZES = ("all", "under 5%", "5% to 20%", "over 20%")
 CURVES = {
     "box_best": ("a box", "#1d4ed8"),
     "click_best": ("one click", "#16a34a"),
@@ -25,13 +36,24 @@ def hours_of(lines: list[dict[str, float]]) -> np.ndarray:
     return np.where(passed > 0, passed, seconds).cumsum() / 3600
 
 
+def table() -> str:
+    """Mean IoU of held-out objects with a box and with a click, by size."""
+    rows = []
+    for file, training in WEIGHTS.items():
+        scenes = json.loads((RESULTS / file).read_text())["held-out scenes"]
+        figures = [
+            [f"{scenes[size][f'{kind}, best']:.2f}" for kind in ("box", "click")] for size in SIZES
+        ]
+        rows.append([training, *(" / ".join(pair) for pair in figures)])
+    return page.table(["box / click", *SIZES], rows)
+
+
 def main() -> None:
-    """Draws mean IoU on the training's own views, by hours."""
+    """Draws mean IoU on the training's own views, by hours, and writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("log", type=Path)
-    parser.add_argument("--output", type=Path, default=FILE)
+    parser.add_argument("logs", type=Path, nargs="+")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in options.log.read_text().splitlines()]
+    lines = [json.loads(line) for log in options.logs for line in log.read_text().splitlines()]
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, (label, colour) in CURVES.items():
@@ -41,7 +63,8 @@ def main() -> None:
         axes.plot(hours_of(lines), smooth, color=colour, label=label)
     axes.set(xlabel="hours", ylabel="mean IoU of the best by own score", ylim=(0, 1))
     axes.legend()
-    figure.savefig(options.output, dpi=110)
+    figure.savefig(FILE, dpi=110)
+    page.write_part("weights", table(), page.ROOT / "docs" / "training.md")
 
 
 if __name__ == "__main__":
