@@ -43,8 +43,8 @@ def of_tensorflow(call: measure.Call) -> Operators:
     counts: defaultdict[str, int] = defaultdict(int)
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
-            name, is_operator, kind = plane.event_metadata[event.metadata_id].name.partition(":")
-            if name and is_operator and not kind.startswith(":"):
+            _, _, kind = plane.event_metadata[event.metadata_id].name.partition(":")
+            if kind.isidentifier():
                 seconds[kind] += event.duration_ps / 1e12
                 counts[kind] += 1
     return {kind: (seconds[kind], counts[kind]) for kind in seconds}
@@ -78,6 +78,9 @@ def table(title: str, results: dict) -> str:
     rest = [figures for _, figures in ordered[SHOWN:]]
     rows.append(("others", sum(seconds for seconds, _ in rest), sum(count for _, count in rest)))
     cells = [[name, f"{1e3 * seconds:.3g}", str(count)] for name, seconds, count in rows]
+    between = results["seconds"] - sum(seconds for _, seconds, _ in rows)
+    if between > 0:
+        cells.append(["between operators: Python, numpy", f"{1e3 * between:.3g}", ""])
     return "\n".join(
         [
             f"### {title}",

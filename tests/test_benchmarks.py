@@ -159,17 +159,19 @@ def test_the_operators_of_a_call_in_tensorflow():
 
 def test_a_profile_as_a_table():
     operators = {f"op{index}": (index / 1000, index) for index in range(1, 11)}
-    lines = profiles.table("A click", {"seconds": 0.0321, "operators": operators}).splitlines()
+    lines = profiles.table("A click", {"seconds": 0.1, "operators": operators}).splitlines()
     assert lines[:6] == [
         "### A click",
         "",
-        "32.1 ms.",
+        "100 ms.",
         "",
         "| operator | ms in all its calls | calls |",
         "| --- | --- | --- |",
     ]
     assert lines[6] == "| op10 | 10 | 10 |"
-    assert lines[-1] == "| others | 3 | 3 |"
+    assert lines[-2] == "| others | 3 | 3 |"
+    # the call was timed without the profiler
+    assert lines[-1] == "| between operators: Python, numpy | 45 |  |"
 
 
 # ---- growth, switches, GPU
