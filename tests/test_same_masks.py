@@ -77,6 +77,7 @@ def test_masks_of_photographs_are_those_of_the_plain_form(model, photograph, pre
 
 @pytest.mark.slow
 def test_masks_of_photographs_in_bfloat16(model, photograph, pred_iou_thresh):
+    """Every mask is made in bfloat16 too; which of two near duplicates is kept may differ."""
     every_mask = {"box_nms_thresh": 1.0}
     masks, _ = found(model, photograph, pred_iou_thresh, **STABILITY, **every_mask)
     others, _ = found(
@@ -84,4 +85,5 @@ def test_masks_of_photographs_in_bfloat16(model, photograph, pred_iou_thresh):
     )
     best = ious(masks, others).max(axis=1)
     assert np.median(best) >= 0.995
-    assert np.mean(best >= 0.98) >= 0.9
+    assert np.mean(best >= 0.98) >= 0.95
+    assert best.min() >= 0.95
