@@ -181,8 +181,9 @@ class MaskPostprocessingMixin:
             Masks as (H0, W0) bool arrays, scores, run lengths and boxes of those that are left.
         """
         kept = nms(to_numpy(all_boxes), to_numpy(all_scores), crops_nms_thresh)
-        rles = [rle_with_list(all_masks[index]) for index in kept]
-        return [rle_to_mask(rle) for rle in rles], all_scores[kept], rles, all_boxes[kept]
+        rles = [all_masks[index] for index in kept]
+        masks, in_lists = [rle_to_mask(rle) for rle in rles], [rle_with_list(rle) for rle in rles]
+        return masks, all_scores[kept], in_lists, all_boxes[kept]
 
 
 def _sizes(sizes: Any) -> list[SizeHW]:
