@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.speeds import calls, measure, page
+from benchmarks.speeds import measure, page
+from benchmarks.speeds.cases import CASES
 
 MODULE = "benchmarks.profiles"
 SHOWN = 8
@@ -50,25 +51,20 @@ def of_tensorflow(call: measure.Call) -> Operators:
     return {kind: (seconds[kind], counts[kind]) for kind in seconds}
 
 
-CASES: Mapping[str, tuple[Callable[[], measure.Call], Callable[[measure.Call], Operators]]] = {
-    "One click into an image of 1800 x 1200 that is encoded already": (
-        calls.our_predictor,
-        of_torch,
-    ),
-    "Encoder of sam_vit_b in TensorFlow": (calls.in_keras("our_encoder"), of_tensorflow),
-    "Decoder of sam_vit_b in TensorFlow, 64 clicks": (
-        calls.in_keras("our_decoder"),
-        of_tensorflow,
-    ),
+PROFILERS: Mapping[str, Callable[[measure.Call], Operators]] = {
+    "click": of_torch,
+    "keras-encoder": of_tensorflow,
+    "keras-decoder": of_tensorflow,
 }
 
 
 @torch.no_grad()
-def measured(title: str) -> dict:
-    make, profile = CASES[title]
+def measured(name: str) -> dict:
+    """The seconds and the operators of a case's first contestant, which is ours."""
+    make = next(iter(CASES[name].makers.values()))
     call = make()
-    seconds = measure.best_times({title: call}, 5)[title]
-    return {"seconds": seconds, "operators": profile(call)}
+    seconds = measure.best_times({name: call}, 5)[name]
+    return {"seconds": seconds, "operators": PROFILERS[name](call)}
 
 
 def table(title: str, results: dict) -> str:
@@ -96,15 +92,15 @@ def table(title: str, results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=PROFILERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
         print(json.dumps(measured(options.child)))
         return
     tables = [
-        table(title, measure.in_process(MODULE, ["--child", title], options.threads))
-        for title in CASES
+        table(CASES[name].title, measure.in_process(MODULE, ["--child", name], options.threads))
+        for name in PROFILERS
     ]
     machine = page.machine_lines(measure.machine(options.threads))
     page.write_part("profiles", "\n".join([machine, "", *tables]))
