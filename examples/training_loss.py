@@ -6,16 +6,17 @@ from torch.nn import functional as F
 
 from segment_anything_transformers.configuration_segment_anything import (
     DICE_WEIGHT,
-    FOCAL_ALPHA,
     FOCAL_WEIGHT,
-    IOU_WEIGHT,
     MASK_UPSCALING,
     PADDING,
     SegmentAnythingModelConfig,
 )
 from segment_anything_transformers.loss_segment_anything import (
     correction_points,
+    dice_loss,
+    focal_loss,
     loss_of_all_masks,
+    mask_iou,
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
@@ -55,95 +56,38 @@ class DenseHead(nn.Module):
         means = shares.to(features.dtype) @ features.transpose(1, 2)  # (N, P, E)
         weights, bias = self.reading(means).split([DENSE_CHANNELS, 1], dim=-1)
         logits = (weights @ features + bias).unflatten(2, truth.shape[2:])[:, :, None]
-        return mask_losses(logits, truth, torch.ones_like(truth)[:, :, None])[0]
+        target = truth[:, :, None]
+        known = torch.ones_like(target, dtype=torch.bool)
+        focal, dice = focal_loss(logits, target, known), dice_loss(logits, target, known)
+        return (FOCAL_WEIGHT * focal + DICE_WEIGHT * dice).mean()
 
 
-class MaskLosses(torch.autograd.Function):
-    """The mask losses of `mask_losses`, prompt set by prompt set, each with its gradient at once.
-
-    What is made of a prompt set's masks stays in the cache, and only a gradient is kept of it.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, truth: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes (S, K, L), (S, L) and (S, R, L); returns the loss and the IoU (S, K)."""
-        losses, qualities, gradients = [], [], torch.empty_like(logits)
-        for index, given in enumerate(logits):
-            with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-                one = given.detach().float().requires_grad_()
-                loss, iou = _losses_of_a_set(one, truth[index].float(), regions[index].float())
-                gradients[index] = torch.autograd.grad(loss, one)[0]
-            losses.append(loss.detach())
-            qualities.append(iou)
-        ctx.save_for_backward(gradients / len(losses))
-        iou = torch.stack(qualities)
-        ctx.mark_non_differentiable(iou)
-        return torch.stack(losses).mean(), iou
-
-    @staticmethod
-    def backward(ctx, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        """The gradients that `forward` found."""
-        (gradients,) = ctx.saved_tensors
-        return gradients * loss_gradient, None, None
-
-
-def _losses_of_a_set(logits: Tensor, truth: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of the masks (K, L) of one prompt set, summed over regions (R, L); IoU (K)."""
-    probabilities = logits.sigmoid()
-    cross_entropy = F.softplus(logits) - logits * truth
-    balance = FOCAL_ALPHA * truth + (1.0 - FOCAL_ALPHA) * (1.0 - truth)
-    focal = balance * (truth - probabilities).square() * cross_entropy
-    inside = regions * truth
-    overlap, total = probabilities @ inside.T, probabilities @ regions.T + inside.sum(1)
-    dice = 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)  # (K, R)
-    loss = FOCAL_WEIGHT * (focal @ regions.T) / regions.sum(1) + DICE_WEIGHT * dice
-    masks, target = logits.detach() > 0.0, truth > 0.5
-    union = (masks | target).sum(1)
-    iou = torch.where(union > 0, (masks & target).sum(1) / union.clamp(min=1), 1.0)
-    best = loss[1:].amin(0).sum() if len(loss) > 1 else 0.0
-    return loss[0].sum() + best, iou
-
-
-def mask_losses(logits: Tensor, truth: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal and dice loss of the single mask and of the best of the others, the mean of all sets.
-
-    Args:
-        logits: (N, P, K, H', W'), the single mask first.
-        truth: (N, P, H', W') in [0, 1].
-        regions: (N, P, R, H', W'), 1 where the loss looks. It looks at each region by itself.
-
-    Returns:
-        The loss, summed over the regions; and the masks' IoU (N, P, K), without gradients.
-    """
-    flat = logits.flatten(3).flatten(0, 1), truth.flatten(2).flatten(0, 1)
-    loss, iou = MaskLosses.apply(*flat, regions.flatten(3).flatten(0, 1))
-    return loss, iou.unflatten(0, logits.shape[:2])
-
-
-def around_objects(size_hw: tuple[int, int], boxes: Tensor) -> Tensor:
-    """Where the neighbourhood of each object is, out to its longer side: (N, P, H', W') boolean.
+def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
+    """The truth near each object, and "not known" (-1) further away than its longer side.
 
     Beside the whole picture a small object's pixels count for almost nothing.
 
     Args:
-        size_hw: Size (H', W') of the masks.
+        truth: (N, 2 P, H', W'), for a click and for a box on each of P objects.
         boxes: (N, P, 4) in pixels of the view.
     """
-    left, top, right, bottom = (boxes * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
+    height, width = truth.shape[2:]
+    left, top, right, bottom = (boxes.repeat(1, 2, 1) * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
     reach = torch.maximum(right - left, bottom - top) + NEIGHBOURHOOD
-    rows, columns = (torch.arange(length, device=boxes.device) + 0.5 for length in size_hw)
+    rows = torch.arange(height, device=truth.device)[None, None, :, None] + 0.5
+    columns = torch.arange(width, device=truth.device)[None, None, None] + 0.5
     left, top, right, bottom = (
-        edge[..., None] for edge in (left - reach, top - reach, right + reach, bottom + reach)
+        edge[..., None, None] for edge in (left - reach, top - reach, right + reach, bottom + reach)
     )
-    is_row, is_column = (rows > top) & (rows < bottom), (columns > left) & (columns < right)
-    return is_row[..., :, None] & is_column[..., None, :]
+    near = (rows > top) & (rows < bottom) & (columns > left) & (columns < right)
+    return torch.where(near, truth, -1.0)
 
 
-def quality_loss(scores: Tensor, iou: Tensor) -> Tensor:
-    """Squared error of the predicted IoU, as in the paper, and once more with a larger weight."""
-    errors = (scores.float() - iou).square()
-    papers = errors[:, :, 0] + errors[:, :, 1:].mean(2)
-    return IOU_WEIGHT * papers.mean() + QUALITY_WEIGHT * errors.mean()
+def quality_error(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of the predicted IoU of every mask."""
+    target = truth[:, :, None] > 0.5
+    iou = mask_iou(logits.detach() > 0.0, target, torch.ones_like(target))
+    return (scores.float() - iou).square().mean()
 
 
 def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
@@ -191,14 +135,13 @@ def training_loss(
     truth = batch["truth"].float() / 255.0
     embeddings = model.get_image_embeddings(pixels)
     dense_loss = head(embeddings, truth)
-    near = around_objects((truth.shape[2], truth.shape[3]), batch["boxes"])
-    regions = torch.stack([torch.ones_like(near), near], dim=2).repeat(1, 2, 1, 1, 1)
     truth = truth.repeat(1, 2, 1, 1)
     points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
     logits, scores = model.decode(embeddings, points, labels, boxes)
-    loss, iou = mask_losses(logits, truth, regions)
-    loss = loss + quality_loss(scores, iou) + dense_weight * dense_loss
-    figures = measure(iou, scores.detach())
+    loss = loss_of_all_masks(logits, scores, truth) + dense_weight * dense_loss
+    loss = loss + loss_of_all_masks(logits, scores.detach(), around_objects(truth, batch["boxes"]))
+    loss = loss + QUALITY_WEIGHT * quality_error(logits, scores, truth)
+    figures = measure(logits.detach(), scores.detach(), truth)
     figures["dense_loss"] = dense_loss.item()
     if not correct:
         return loss, figures
@@ -211,8 +154,12 @@ def training_loss(
     return loss + loss_of_all_masks(logits, scores, truth), figures
 
 
-def measure(iou: Tensor, scores: Tensor) -> dict[str, float]:
+@torch.no_grad()
+def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, float]:
     """Mean IoU for clicks and boxes: the single mask, and the best of three by own score."""
+    masks, target = logits > 0, (truth > 0.5)[:, :, None]
+    union = (masks | target).sum((-2, -1)).clamp(min=1)
+    iou = (masks & target).sum((-2, -1)) / union  # (N, P, K + 1)
     picked = iou[:, :, 1:].take_along_dim(scores[:, :, 1:].argmax(2, keepdim=True), dim=2)
     half = iou.shape[1] // 2
     return {
