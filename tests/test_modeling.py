@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 from transformers import SamModel
 
+from segment_anything_transformers import modeling_segment_anything as modeling
 from segment_anything_transformers.checkpoints import adapt_weights
 from segment_anything_transformers.configuration_segment_anything import ENCODER_ACTIVATIONS
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
@@ -310,6 +311,22 @@ def test_half_precision_follows_float32(pixels, prompts, dtype):
     scale = expected.pred_masks.abs().max()
     error = (output.pred_masks.float() - expected.pred_masks).abs().max() / scale
     assert error < 16 * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
+def test_autocast_reaches_the_products_of_inference(pixels, prompts):
+    model = random_model(small_config())
+    expected = model(pixels, **prompts).pred_masks
+    modeling._has_fused_product.cache_clear()  # it was asked outside of autocast
+    layer, tokens = (
+        model.image_encoder.blocks[0].mlp,
+        torch.randn(1, 4, model.config.encoder_embed_dim),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(tokens).dtype == torch.bfloat16
+        output = model(pixels, **prompts).pred_masks
+    error = (output.float() - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 16 * torch.finfo(torch.bfloat16).eps
 
 
 @torch.no_grad()

@@ -88,9 +88,11 @@ def _is_for_onednn(x: Tensor) -> bool:
     """Whether oneDNN should multiply, by an operation that has no gradients and is not exported.
 
     For fp32 on a processor PyTorch itself takes MKL, which uses half the vector width of AMD's
-    processors, and a pass over the memory for an activation.
+    processors, and a pass over the memory for an activation. Autocast would not see the operation.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     return x.device.type == "cpu" and x.dtype == torch.float32 and _has_fused_product()
 
