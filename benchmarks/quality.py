@@ -1,18 +1,23 @@
 """How good a model's masks are: held-out scenes, and photographs with outlines drawn by hand.
 
     python -m examples.scenes.render --output scenes/held_out --split held_out --count 512
-    python benchmarks/quality.py --scenes scenes/held_out
+    python -m benchmarks.quality --scenes scenes/held_out
 
-One box, or one click at the point deepest inside, for each object; the mask is compared at the
-size of the picture. `single` is the model's single mask, `best` the one of its three that it
-scores highest itself. The filled box and OpenCV's GrabCut answer the same boxes.
+The package's `evaluate` measures. For each object there is its box, or a click at the point deepest
+inside and further ones where the mask is wrong; a mask is compared at the size of the picture.
+`single` is the model's single mask, `best` the one of its three that it rates highest itself,
+`oracle` the one that is. The filled box and OpenCV's GrabCut answer the same boxes. Everything mode
+runs on the photographs alone: scenes have objects that no grid of clicks meets.
 """
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,129 +26,158 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.speeds import page
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.evaluation import Evaluation, evaluate
+from segment_anything_transformers.quality_measures import masks_iou
+from segment_anything_transformers.samples import Sample
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
-SIZES = {"all": (0.0, 9.0), "under 5%": (0.0, 0.05), "5% to 20%": (0.05, 0.2), "over 20%": (0.2, 9)}
+SIZES = {
+    "all": (0.0, np.inf),
+    "under 5%": (0.0, 0.05),
+    "5% to 20%": (0.05, 0.2),
+    "over 20%": (0.2, np.inf),
+}
+CLICKS = (1, 5)
+FIGURES = {
+    "box, single": "box",
+    "box, best": "box_best",
+    "box, oracle": "box_oracle",
+    "click, best": "click_1",
+    "click, oracle": "click_1_oracle",
+    "5 clicks": "click_5",
+    "everything": "found",
+}
+"""What the tables call the figures of `Evaluation`, in their order."""
+
+CORRELATION = "Spearman's correlation of predicted and real IoU"
+
+Answer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
-def scenes(folder: Path, count: int):
-    """Image (H, W, 3) and masks (P, H, W) of rendered scenes."""
+def scenes(folder: Path, count: int) -> list[Sample]:
+    """The first rendered scenes that show an object."""
+    samples: list[Sample] = []
     for shard in sorted(folder.glob("images-*.npy")):
         maps = np.load(shard.with_name(shard.name.replace("images", "instances")), mmap_mode="r")
-        for image, instances in zip(np.load(shard, mmap_mode="r"), maps, strict=True):
-            if count == 0:
-                return
-            count -= 1
+        pairs = zip(np.load(shard, mmap_mode="r"), maps, strict=True)
+        for number, (image, instances) in enumerate(pairs):
+            if len(samples) == count:
+                return samples
             ids = np.unique(instances)
-            yield np.asarray(image), instances == ids[ids > 0][:, None, None]
+            masks = instances == ids[ids > 0][:, None, None]
+            if len(masks):
+                samples.append(Sample(f"{shard.name}, {number}", np.asarray(image), masks))
+    return samples
 
 
-def photographs():
-    """Image (H, W, 3) and masks (P, H, W) of the photographs of scikit-image."""
+def photographs() -> list[Sample]:
+    """The photographs of scikit-image with the objects that are outlined."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
+    samples = []
     for name, objects in json.loads((PHOTOGRAPHS / "objects.json").read_text()).items():
         image = np.asarray(Image.open(folder / name).convert("RGB"))
         masks = np.zeros((len(objects), *image.shape[:2]), np.uint8)
         for mask, outline in zip(masks, objects.values(), strict=True):
             cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
-        yield image, masks.astype(bool)
+        samples.append(Sample(name, image, masks.astype(bool)))
+    return samples
 
 
-def box_of(mask):
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return np.array([left, top, left + width - 1, top + height - 1], np.float32)
-
-
-def click_in(mask):
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    return np.unravel_index(depth.argmax(), depth.shape)[::-1]
-
-
-def filled_box(mask, box):
-    filled = np.zeros_like(mask)
-    left, top, right, bottom = box.astype(int)
+def filled_box(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+    """All of the box (left, top, right, bottom) as a mask."""
+    filled = np.zeros(image.shape[:2], bool)
+    left, top, right, bottom = box
     filled[top : bottom + 1, left : right + 1] = True
     return filled
 
 
-def grab_cut(image, box):
-    labels = np.zeros(image.shape[:2], np.uint8)
-    left, top, right, bottom = box.astype(int)
+def grab_cut(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+    """What OpenCV's GrabCut finds in the box."""
+    left, top, right, bottom = box
     rectangle = (left, top, right - left + 1, bottom - top + 1)
+    labels = np.zeros(image.shape[:2], np.uint8)
     if min(rectangle[2:]) < 2 or (rectangle[2] * rectangle[3]) >= labels.size:
-        return filled_box(labels.astype(bool), box)
+        return filled_box(image, box)
     history = np.zeros((2, 1, 65))
     cv2.grabCut(image, labels, rectangle, history[0], history[1], 5, cv2.GC_INIT_WITH_RECT)
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
-def iou(masks, truth):
-    return (masks & truth).sum((-2, -1)) / np.maximum((masks | truth).sum((-2, -1)), 1)
+def summarise(
+    samples: list[Sample], evaluation: Evaluation, others: dict[str, Answer]
+) -> dict[str, Any]:
+    """Mean IoU by the size of the objects.
 
-
-def measure(predictor, pictures, total, with_grab_cut):
-    """One row of IoUs an object, and its longer side over the picture's."""
-    rows = []
-    for image, truth in tqdm(pictures, total=total, unit="picture"):
-        predictor.set_image(image)
-        for mask in truth:
-            box, click = box_of(mask), np.array(click_in(mask), np.float32)
-            row = {"side": (box[2:] - box[:2] + 1).max() / max(image.shape[:2])}
-            row["filled box"] = iou(filled_box(mask, box), mask)
-            if with_grab_cut:
-                row["GrabCut"] = iou(grab_cut(image, box), mask)
-            for kind, prompt in (("box", {"boxes": box[None]}), ("click", {"points": click[None]})):
-                three, scores, _ = predictor(**prompt)
-                single, _, _ = predictor(**prompt, multimask_output=False)
-                row[f"{kind}, single"] = iou(single[0], mask)
-                row[f"{kind}, best"] = iou(three[scores.argmax()], mask)
-                row[f"{kind}, oracle"] = iou(three, mask).max()
-            rows.append(row)
-    return rows
-
-
-def summarise(rows):
-    """Mean IoU by the size of the objects."""
-    table = {}
+    Args:
+        samples: What was measured.
+        evaluation: What came of it.
+        others: What else answers the objects' boxes, by its name.
+    """
+    by_name = {sample.name: sample for sample in samples}
+    sides, rows = [], []
+    for quality in evaluation.objects:
+        sample = by_name[quality.image]
+        truth = sample.masks[quality.number]
+        left, top, right, bottom = quality.box
+        sides.append(max(right - left + 1, bottom - top + 1) / max(truth.shape))
+        row = {
+            name: float(masks_iou(answer(sample.image, quality.box), truth))
+            for name, answer in others.items()
+        }
+        figures = quality.figures
+        rows.append(row | {name: figures[key] for name, key in FIGURES.items() if key in figures})
+    summary: dict[str, Any] = {}
     for name, (low, high) in SIZES.items():
-        chosen = [row for row in rows if low <= row["side"] < high]
-        means = {k: float(np.mean([row[k] for row in chosen])) for k in rows[0] if k != "side"}
-        table[name] = {"objects": len(chosen), **(means if chosen else {})}
-    return table
+        chosen = [row for row, side in zip(rows, sides, strict=True) if low <= side < high]
+        means = {k: float(np.mean([row[k] for row in chosen])) for k in rows[0]} if chosen else {}
+        summary[name] = {"objects": len(chosen), **means}
+    return summary
 
 
-def show(title, summary):
-    columns = list(summary["all"])
-    table = Table("objects' longer side", *columns, title=title)
-    for name, figures in summary.items():
-        cells = [figures.get(column, float("nan")) for column in columns]
-        table.add_row(name, *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table, without sizes that no object has."""
+    titles = list(summary["all"])
+    rows = [
+        [name, str(summary[name]["objects"]), *(f"{summary[name][t]:.2f}" for t in titles[1:])]
+        for name in SIZES
+        if summary[name]["objects"]
+    ]
+    return titles, rows
+
+
+def show(title: str, summary: dict[str, Any]) -> None:
+    """Prints a table."""
+    titles, rows = cells(summary)
+    table = Table("objects' longer side", *titles, title=title)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 
-def section(results):
+def section(results: dict[str, Any]) -> str:
     """The section Quality as Markdown: one table for each kind of pictures."""
-    lines = ["## Quality", "", "Mean IoU, by the objects' longer side over the picture's. Measured"]
-    lines += [f"with `python benchmarks/quality.py` ({results['machine']}).", ""]
+    lines = ["## Quality", "", "Mean IoU, by the objects' longer side over the picture's; with"]
+    lines += [
+        "`everything`, the share of objects that one of its masks covers at IoU 0.5. Measured"
+    ]
+    lines += [f"with `python -m benchmarks.quality` ({results['machine']}).", ""]
     for title in ("held-out scenes", "photographs"):
-        summary = results.get(title)
-        if summary is None:
-            continue
-        columns = list(summary["all"])
-        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for name, figures in summary.items():
-            cells = [figures.get(column, "") for column in columns]
-            cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
+        if title in results:
+            titles, rows = cells(results[title])
+            lines += [page.table([title, *titles], rows), ""]
+    shares = [f"{value:.2f} on {title}" for title, value in results[CORRELATION].items()]
+    lines += [f"{CORRELATION}: {', '.join(shares)}.", ""]
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> None:
+    """Measures, shows, and writes what it is told to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="sam_vit_t")
     parser.add_argument("--scenes", type=Path, help="folder of held-out scenes")
     parser.add_argument("--count", type=int, default=128, help="number of scenes")
@@ -151,13 +185,26 @@ def main():
     parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
     predictor = SAMPredictor(SegmentAnythingModel.from_pretrained(options.model))
-    results = {"model": options.model, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    results: dict[str, Any] = {
+        "model": options.model,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        CORRELATION: {},
+    }
+    thresholds = GENERATOR_THRESHOLDS.get(options.model, {})
+    progress = partial(tqdm, unit="picture")
+    kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = [
+        ("photographs", photographs(), thresholds, {"filled box": filled_box, "GrabCut": grab_cut})
+    ]
     if options.scenes:
-        pictures = scenes(options.scenes, options.count)
-        results["held-out scenes"] = summarise(measure(predictor, pictures, options.count, False))
-        show("Mean IoU, held-out scenes", results["held-out scenes"])
-    results["photographs"] = summarise(measure(predictor, photographs(), 6, True))
-    show("Mean IoU, photographs", results["photographs"])
+        samples = scenes(options.scenes, options.count)
+        kinds.insert(0, ("held-out scenes", samples, None, {"filled box": filled_box}))
+    for title, samples, everything, others in kinds:
+        evaluation = evaluate(predictor, samples, CLICKS, everything, progress=progress)
+        results[title] = summarise(samples, evaluation, others)
+        results[CORRELATION][title] = evaluation.rating_correlation
+        show(f"Mean IoU, {title}", results[title])
+    for title, value in results[CORRELATION].items():
+        print(f"{CORRELATION}, {title}: {value:.2f}")
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n")
     if options.readme:

@@ -14,7 +14,7 @@ from segment_anything_transformers import (
     draw_prompts,
 )
 from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
-from segment_anything_transformers.demo_session import SMALL_MODEL_THRESHOLDS
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 
 FOLDER = Path(__file__).parent / "images"
 MORE_POINTS = [DEMO_POINT, (300, 300)]
@@ -44,7 +44,7 @@ def pictures_of(model: SegmentAnythingModel, image: Image.Image) -> dict[str, Im
     more = draw_prompts(draw_masks(image, masks), MORE_POINTS)
     masks, _, _ = predictor(boxes=np.array([BOX]), multimask_output=False)
     box = draw_prompts(draw_masks(image, masks, ["#f97316"]), boxes=[BOX])
-    records = SAMAutomaticMaskGenerator(model, **SMALL_MODEL_THRESHOLDS).generate(image)
+    records = SAMAutomaticMaskGenerator(model, **GENERATOR_THRESHOLDS["sam_vit_t"]).generate(image)
     everything = draw_masks(image, [record["segmentation"] for record in records])
     overview = side_by_side([click, box, everything])
     return {"click": click, "more": more, "box": box, "coffee": overview}

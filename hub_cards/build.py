@@ -64,7 +64,7 @@ def build_card(name: str, owner: str = OWNER) -> ModelCard:
         base_model=model.base_model,
         quality=rows,
         quality_columns=list(rows.get("all", {})),
-        quality_command="python benchmarks/quality.py",
+        quality_command="python -m benchmarks.quality",
         machine=quality.get("machine"),
     )
 

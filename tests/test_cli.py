@@ -19,6 +19,7 @@ from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import GENERATOR_OPTIONS, build_parser
 from segment_anything_transformers.cli_files import write_atomically
 from segment_anything_transformers.cli_models import load_model
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.mask_ops import rle_to_mask
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -201,6 +202,17 @@ def test_generator_options_have_the_generators_names_and_defaults():
     not_for_a_command += ("dtype",)  # an option of every command
     expected = {name: defaults[name] for name in defaults if name not in not_for_a_command}
     assert {name: default for name, _, default, _ in GENERATOR_OPTIONS} == expected
+
+
+def test_less_is_asked_of_masks_of_the_small_model(run, photo, tmp_path):
+    asked = "generate photo.png --points-per-side 2 --stability-score-thresh 0.5 --json-only"
+    low = GENERATOR_THRESHOLDS["sam_vit_t"]["pred_iou_thresh"]
+    for model, expected in (("", 0.88), ("--model sam_vit_t", low)):
+        assert run(f"{asked} {model}")[0] == 0
+        content = json.loads((tmp_path / "segmented" / "photo.json").read_text())
+        options = content["options"]
+        assert options["pred_iou_thresh"] == expected
+        assert options["stability_score_thresh"] == 0.5
 
 
 def test_nothing_found_is_a_result(run, photo, tmp_path):

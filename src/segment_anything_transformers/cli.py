@@ -144,14 +144,17 @@ def _one_object(
 
 
 def _generate(args: argparse.Namespace) -> int:
-    options = {name: getattr(args, name) for name, *_ in GENERATOR_OPTIONS}
+    options = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
     show_points = len(args.images) == 1 and not args.quiet
 
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:
+        from .configuration_segment_anything import GENERATOR_THRESHOLDS
         from .mask_generator import SAMAutomaticMaskGenerator
 
         if args.compile:
             compile_encoder(model)
+        asked = {name: getattr(args, name) for name in options if hasattr(args, name)}
+        options.update({**GENERATOR_THRESHOLDS.get(model.config.name, {}), **asked})
         generator = SAMAutomaticMaskGenerator(model, **options, output_mode="coco_rle")
         return lambda image: generator.generate(image, progress=show_points)
 

@@ -86,8 +86,18 @@ examples:
 GENERATOR_OPTIONS: tuple[tuple[str, type, float, str], ...] = (
     ("points_per_side", int, 32, "clicks along each side of the image"),
     ("points_per_batch", int, 64, "clicks answered at once; more need more memory"),
-    ("pred_iou_thresh", float, 0.88, "masks that the model itself rates lower are dropped"),
-    ("stability_score_thresh", float, 0.95, "masks that change more with the cut-off are dropped"),
+    (
+        "pred_iou_thresh",
+        float,
+        0.88,
+        "masks that the model itself rates lower are dropped; lower for sam_vit_t",
+    ),
+    (
+        "stability_score_thresh",
+        float,
+        0.95,
+        "masks that change more with the cut-off are dropped; as well",
+    ),
     ("stability_score_offset", float, 1.0, "how far the cut-off is moved to find that out"),
     ("box_nms_thresh", float, 0.7, "of two masks whose boxes overlap more, one is dropped"),
     ("crop_n_layers", int, 0, "also search enlarged crops, 4 in layer 1, 16 more in layer 2, ..."),
@@ -200,7 +210,7 @@ def _add_generate(commands: Any) -> None:
         options.add_argument(
             flag,
             type=kind,
-            default=default,
+            default=argparse.SUPPRESS,  # so that a model's own may take its place
             metavar="N" if kind is int else "X",
             help=f"{meaning} (default: {default:.3g})",
         )

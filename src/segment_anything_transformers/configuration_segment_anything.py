@@ -85,6 +85,13 @@ The weights of `sam_vit_t` lie inside the package; `url` names the Hub repositor
 """
 
 
+GENERATOR_THRESHOLDS: dict[str, dict[str, float]] = {
+    "sam_vit_t": {"pred_iou_thresh": 0.2, "stability_score_thresh": 0.6}
+}
+"""Arguments of the mask generator for models that are less sure of themselves than Meta's, by name.
+Its defaults are made for Meta's; page and commands take these where nothing else is asked for."""
+
+
 def list_presets() -> list[str]:
     """Names that `from_preset` and `from_pretrained` know, the smallest model first."""
     return list(PRESETS)

@@ -21,8 +21,8 @@ import gradio as gr
 from PIL import Image
 
 from .cli_files import UsageError, image_size, read_image
-from .configuration_segment_anything import SegmentAnythingModelConfig
-from .demo_session import BOX, NOT_OBJECT, OBJECT, SMALL_MODEL_THRESHOLDS, DemoSession
+from .configuration_segment_anything import GENERATOR_THRESHOLDS, SegmentAnythingModelConfig
+from .demo_session import BOX, NOT_OBJECT, OBJECT, DemoSession
 
 MAX_FILE_SIZE = "20mb"
 MAX_PIXELS = 64_000_000
@@ -177,7 +177,7 @@ def _downloads() -> list[gr.DownloadButton]:
 
 def _search_options(config: SegmentAnythingModelConfig) -> list[gr.Slider]:
     usual = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
-    low = SMALL_MODEL_THRESHOLDS if config.name == "sam_vit_t" else usual
+    low = GENERATOR_THRESHOLDS.get(config.name, usual)
     return [
         gr.Slider(4, 48, 24, step=4, label="Clicks along each side"),
         gr.Slider(0, 1, low["pred_iou_thresh"], step=0.01, label="Least predicted quality"),

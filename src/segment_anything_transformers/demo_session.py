@@ -19,9 +19,6 @@ from .visualization import draw_masks, draw_prompts, marker_radius, to_rgb
 MAX_SIDE = 2048
 """Larger pictures are shrunk: nobody sees more on a screen, and each answer travels to it."""
 
-SMALL_MODEL_THRESHOLDS: dict[str, Any] = {"pred_iou_thresh": 0.2, "stability_score_thresh": 0.6}
-"""For `sam_vit_t`, which is less sure of itself than those that the defaults are made for."""
-
 OBJECT, NOT_OBJECT, BOX = "object", "not object", "box"
 
 Mark = tuple[str, tuple[float, float]]

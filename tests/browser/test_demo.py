@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.demo_session import SMALL_MODEL_THRESHOLDS
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
 from segment_anything_transformers.mask_ops import rle_to_mask
 from tests.environments import SOURCE
@@ -205,7 +205,9 @@ def test_clicks_in_quick_succession_all_count(page, tmp_path):
 
 def test_everything_is_found(page, model, tmp_path):
     page.locator("#everything").click()
-    generator = SAMAutomaticMaskGenerator(model, points_per_side=24, **SMALL_MODEL_THRESHOLDS)
+    generator = SAMAutomaticMaskGenerator(
+        model, points_per_side=24, **GENERATOR_THRESHOLDS["sam_vit_t"]
+    )
     records = generator.generate(PICTURE)
     assert records
     says(page, f"{len(records)} mask")
