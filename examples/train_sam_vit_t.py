@@ -34,9 +34,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from examples import training_loss
 from examples.scene_dataset import SceneDataset, ViewOptions
 from examples.training_frame import enlarged, move_frame, use_frame
-from examples.training_loss import DenseHead, training_loss
+from examples.training_loss import DenseHead
 from examples.training_start import initial_model
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
@@ -71,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument(
-        "--corrections", type=float, default=0.3, help="share of steps with a click more"
+        "--corrections", type=float, default=0.3, help="share of steps with correcting clicks"
     )
     parser.add_argument(
         "--dense-weight", type=float, default=1.0, help="of the loss that needs no prompts"
@@ -81,7 +82,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="compile the image encoder")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile first: minutes, for faster steps"
+    )
     return parser.parse_args()
 
 
@@ -150,6 +153,13 @@ class Run:
         if checkpoint.exists():
             self.load(checkpoint)
 
+    def compile(self) -> None:
+        """Compiles what a step spends its time in: encoder blocks, decoder and loss."""
+        for block in self.model.image_encoder.blocks:
+            block.compile()
+        self.model.decode = torch.compile(self.model.decode)  # type: ignore[method-assign]
+        training_loss.loss_of_answers = torch.compile(training_loss.loss_of_answers)
+
     def load(self, path: Path) -> None:
         """Restores everything that `save` wrote."""
         state = torch.load(path, map_location=self.options.device, weights_only=True)
@@ -181,17 +191,21 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * share
-        draw, x, y = np.random.default_rng((self.options.seed, 1, self.step)).random(3)
+        rng = np.random.default_rng((self.options.seed, 1, self.step))
+        draw, x, y = rng.random(3)
+        corrections = 0
+        if draw < self.options.corrections:
+            corrections = min(int(rng.geometric(0.5)), training_loss.MOST_CORRECTIONS)
         if self.options.frame:
             move_frame(self.model, self.options.size, x, y)
         with torch.autocast(
             self.options.device, torch.bfloat16, enabled=self.options.precision == "bf16"
         ):
-            loss, figures = training_loss(
+            loss, figures = training_loss.training_loss(
                 self.model,
                 self.parts["head"],
                 batch,
-                correct=draw < self.options.corrections,
+                corrections=corrections,
                 dense_weight=self.options.dense_weight,
             )
         if not math.isfinite(loss.item()):
@@ -238,7 +252,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     run = Run(options)
     if options.compile:
-        run.model.image_encoder.compile()
+        run.compile()
     begin, seen = time.time(), []
     bar = tqdm(
         batches(options, run.step),

@@ -24,6 +24,8 @@ DENSE_CHANNELS = 12
 PATCH_SIZE = 16
 NEIGHBOURHOOD = 3.0
 """What `around_objects` adds to an object's longer side, in pixels of the mask."""
+MOST_CORRECTIONS = 4
+"""Clicks after the first prompt. There is room for all of them, so that one compilation serves."""
 QUALITY_WEIGHT = 4.0
 """Of the predicted IoU's error, beyond the weight of 1 in the paper's loss: the choice among three
 masks is learned late otherwise."""
@@ -68,11 +70,11 @@ def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
     Beside the whole picture a small object's pixels count for almost nothing.
 
     Args:
-        truth: (N, 2 P, H', W'), for a click and for a box on each of P objects.
+        truth: (N, P, H', W').
         boxes: (N, P, 4) in pixels of the view.
     """
     height, width = truth.shape[2:]
-    left, top, right, bottom = (boxes.repeat(1, 2, 1) * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
+    left, top, right, bottom = (boxes * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
     reach = torch.maximum(right - left, bottom - top) + NEIGHBOURHOOD
     rows = torch.arange(height, device=truth.device)[None, None, :, None] + 0.5
     columns = torch.arange(width, device=truth.device)[None, None, None] + 0.5
@@ -112,20 +114,36 @@ def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
     return all_points, labels, all_boxes
 
 
+def loss_of_answers(logits: Tensor, scores: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
+    """The paper's loss, the same near the objects, and the predicted IoU's error once more.
+
+    Args:
+        logits: (N, P, 1 + K, H', W').
+        scores: (N, P, 1 + K).
+        truth: (N, P, H', W') in [0, 1].
+        boxes: (N, P, 4) of the objects, in pixels of the view.
+    """
+    near = around_objects(truth, boxes)
+    loss = loss_of_all_masks(logits, scores, truth)
+    loss = loss + loss_of_all_masks(logits, scores.detach(), near)
+    return loss + QUALITY_WEIGHT * quality_error(logits, scores, truth)
+
+
 def training_loss(
     model: SegmentAnythingModel,
     head: nn.Module,
     batch: dict[str, Tensor],
-    correct: bool,
+    corrections: int,
     dense_weight: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Loss of a batch: a click and a box for each object, and maybe a correcting click.
+    """Loss of a batch: a click and a box for each object, and maybe correcting clicks.
 
     Args:
         model: The model.
         head: A `DenseHead`.
         batch: What `SceneDataset` gives, stacked.
-        correct: Whether each object gets another click where its mask is wrong.
+        corrections: Number of clicks that each object gets where its mask is wrong, at most
+            `MOST_CORRECTIONS`.
         dense_weight: Weight of the head's loss.
 
     Returns:
@@ -135,23 +153,69 @@ def training_loss(
     truth = batch["truth"].float() / 255.0
     embeddings = model.get_image_embeddings(pixels)
     dense_loss = head(embeddings, truth)
-    truth = truth.repeat(1, 2, 1, 1)
-    points, labels, boxes = first_prompts(batch["points"], batch["boxes"])
-    logits, scores = model.decode(embeddings, points, labels, boxes)
-    loss = loss_of_all_masks(logits, scores, truth) + dense_weight * dense_loss
-    loss = loss + loss_of_all_masks(logits, scores.detach(), around_objects(truth, batch["boxes"]))
-    loss = loss + QUALITY_WEIGHT * quality_error(logits, scores, truth)
+    truth, objects = truth.repeat(1, 2, 1, 1), batch["boxes"].repeat(1, 2, 1)
+    prompts = first_prompts(batch["points"], batch["boxes"])
+    logits, scores = model.decode(embeddings, *prompts)
+    loss = loss_of_answers(logits, scores, truth, objects) + dense_weight * dense_loss
     figures = measure(logits.detach(), scores.detach(), truth)
     figures["dense_loss"] = dense_loss.item()
-    if not correct:
-        return loss, figures
-    best = logits.detach().take_along_dim(scores.argmax(2)[:, :, None, None, None], dim=2)
-    click_xy, click_labels = correction_points(best[:, :, 0] > 0, truth > 0.5)
-    click_xy = (click_xy + 0.5) * (pixels.shape[-1] / truth.shape[-1]) - 0.5  # the pixel's centre
-    points = torch.cat([points, click_xy[:, :, None]], dim=2)
-    labels = torch.cat([labels, click_labels[:, :, None]], dim=2)
-    logits, scores = model.decode(embeddings, points, labels, boxes, best)
-    return loss + loss_of_all_masks(logits, scores, truth), figures
+    if corrections:
+        some = either_prompt(len(pixels), truth.shape[1] // 2, pixels.device)
+        answer = best_masks(logits, scores), *prompts
+        taken = [values[some] for values in (*answer, truth, objects)]
+        loss = loss + correction_loss(model, embeddings, corrections, *taken)
+    return loss, figures
+
+
+def either_prompt(images: int, objects: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices (N, P) each, of images and prompt sets: the click or the box of each object."""
+    sets = torch.arange(objects, device=device)
+    sets = sets + objects * torch.randint(2, (images, objects), device=device)
+    return torch.arange(images, device=device)[:, None].expand_as(sets), sets
+
+
+def best_masks(logits: Tensor, scores: Tensor) -> Tensor:
+    """Logits (N, P, 1, H', W') of the masks that the model rates highest."""
+    best = scores.argmax(2)[:, :, None, None, None]
+    return logits.detach().take_along_dim(best, dim=2)
+
+
+def correction_loss(
+    model: SegmentAnythingModel,
+    embeddings: Tensor,
+    corrections: int,
+    masks: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    truth: Tensor,
+    objects: Tensor,
+) -> Tensor:
+    """Loss after some clicks where the mask is wrong, with the mask before each; the last learns.
+
+    Args:
+        model: The model.
+        embeddings: (N, D, H'', W'').
+        corrections: Number of clicks.
+        masks: (N, P, 1, H', W') logits of the masks to correct.
+        points: (N, P, 1, 2) of the first prompts.
+        labels: (N, P, 1) of theirs.
+        boxes: (N, P, 4) of theirs.
+        truth: (N, P, H', W') in [0, 1].
+        objects: (N, P, 4) boxes of the objects.
+    """
+    scale = PATCH_SIZE / MASK_UPSCALING
+    points = F.pad(points, (0, 0, 0, MOST_CORRECTIONS), value=PADDING)
+    labels = F.pad(labels, (0, MOST_CORRECTIONS), value=PADDING)
+    for number in range(1, corrections + 1):
+        xy, label = correction_points(masks[:, :, 0] > 0, truth > 0.5)
+        points[:, :, number] = (xy + 0.5) * scale - 0.5  # the centre of the mask's pixel
+        labels[:, :, number] = label
+        if number < corrections:
+            with torch.no_grad():
+                masks, _ = model.decode(embeddings, points, labels, boxes, masks, slice(0, 1))
+    logits, scores = model.decode(embeddings, points, labels, boxes, masks)
+    return loss_of_answers(logits, scores, truth, objects)
 
 
 @torch.no_grad()
