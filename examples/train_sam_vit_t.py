@@ -83,8 +83,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="takes minutes, steps are faster")
-        "--compile", action="store_true", help="compile first: minutes, for faster steps"
-    )
     return parser.parse_args()
 
 
