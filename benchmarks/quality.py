@@ -190,7 +190,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         CORRELATION: {},
     }
-    thresholds = GENERATOR_THRESHOLDS.get(options.model, {})
+    thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     progress = partial(tqdm, unit="picture")
     kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = [
         ("photographs", photographs(), thresholds, {"filled box": filled_box, "GrabCut": grab_cut})
