@@ -144,7 +144,7 @@ def _one_object(
 
 
 def _generate(args: argparse.Namespace) -> int:
-    options = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
+    options: dict[str, Any] = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
     show_points = len(args.images) == 1 and not args.quiet
 
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:

@@ -85,7 +85,7 @@ The weights of `sam_vit_t` lie inside the package; `url` names the Hub repositor
 """
 
 
-GENERATOR_THRESHOLDS: dict[str, dict[str, float]] = {
+GENERATOR_THRESHOLDS: dict[str, dict[str, Any]] = {
     "sam_vit_t": {"pred_iou_thresh": 0.2, "stability_score_thresh": 0.6}
 }
 """Arguments of the mask generator for models that are less sure of themselves than Meta's, by name.
