@@ -161,11 +161,14 @@ def show(title: str, summary: dict[str, Any]) -> None:
 
 def section(results: dict[str, Any]) -> str:
     """The section Quality as Markdown: one table for each kind of pictures."""
-    lines = ["## Quality", "", "Mean IoU, by the objects' longer side over the picture's; with"]
-    lines += [
-        "`everything`, the share of objects that one of its masks covers at IoU 0.5. Measured"
+    lines = [
+        "## Quality",
+        "",
+        "Mean IoU, by the objects' longer side over the picture's; with `everything`, the share of",
+        "objects that a mask of everything mode, at the command's thresholds, covers at IoU 0.5.",
+        f"Measured with `python -m benchmarks.quality` ({results['machine']}).",
+        "",
     ]
-    lines += [f"with `python -m benchmarks.quality` ({results['machine']}).", ""]
     for title in ("held-out scenes", "photographs"):
         if title in results:
             titles, rows = cells(results[title])
@@ -192,12 +195,11 @@ def main() -> None:
     }
     thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     progress = partial(tqdm, unit="picture")
-    kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = [
-        ("photographs", photographs(), thresholds, {"filled box": filled_box, "GrabCut": grab_cut})
-    ]
+    others: dict[str, Answer] = {"filled box": filled_box}
+    kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = []
     if options.scenes:
-        samples = scenes(options.scenes, options.count)
-        kinds.insert(0, ("held-out scenes", samples, None, {"filled box": filled_box}))
+        kinds.append(("held-out scenes", scenes(options.scenes, options.count), None, others))
+    kinds.append(("photographs", photographs(), thresholds, {**others, "GrabCut": grab_cut}))
     for title, samples, everything, others in kinds:
         evaluation = evaluate(predictor, samples, CLICKS, everything, progress=progress)
         results[title] = summarise(samples, evaluation, others)

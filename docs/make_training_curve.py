@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from benchmarks.quality import SIZES
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
@@ -24,7 +25,6 @@ WEIGHTS = {
     "quality_sam_vit_t.json": "60,000 views, 2,400 of 1024 pixels; at last with corrections",
 }
 FIGURES = ("box, best", "click, best", "5 clicks")
-SIZES = ("all", "under 5%", "5% to 20%", "over 20%")
 CURVES = {
     "box_best": ("a box", "#1d4ed8"),
     "click_best": ("one click", "#16a34a"),

@@ -318,10 +318,8 @@ def test_autocast_reaches_the_products_of_inference(pixels, prompts):
     model = random_model(small_config())
     expected = model(pixels, **prompts).pred_masks
     modeling._has_fused_product.cache_clear()  # it was asked outside of autocast
-    layer, tokens = (
-        model.image_encoder.blocks[0].mlp,
-        torch.randn(1, 4, model.config.encoder_embed_dim),
-    )
+    layer = model.image_encoder.blocks[0].mlp
+    tokens = torch.randn(1, 4, model.config.encoder_embed_dim)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(tokens).dtype == torch.bfloat16
         output = model(pixels, **prompts).pred_masks

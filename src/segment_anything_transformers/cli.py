@@ -153,8 +153,8 @@ def _generate(args: argparse.Namespace) -> int:
 
         if args.compile:
             compile_encoder(model)
-        asked = {name: getattr(args, name) for name in options if hasattr(args, name)}
-        options.update({**GENERATOR_THRESHOLDS.get(model.config.name, {}), **asked})
+        options.update(GENERATOR_THRESHOLDS.get(model.config.name, {}))
+        options.update((name, asked) for name, asked in vars(args).items() if name in options)
         generator = SAMAutomaticMaskGenerator(model, **options, output_mode="coco_rle")
         return lambda image: generator.generate(image, progress=show_points)
 

@@ -20,6 +20,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 from PIL import Image
 
+from .cli_arguments import GENERATOR_OPTIONS
 from .cli_files import UsageError, image_size, read_image
 from .configuration_segment_anything import GENERATOR_THRESHOLDS, SegmentAnythingModelConfig
 from .demo_session import BOX, NOT_OBJECT, OBJECT, DemoSession
@@ -176,12 +177,12 @@ def _downloads() -> list[gr.DownloadButton]:
 
 
 def _search_options(config: SegmentAnythingModelConfig) -> list[gr.Slider]:
-    usual = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}
-    low = GENERATOR_THRESHOLDS.get(config.name, usual)
+    usual = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
+    start = {**usual, **GENERATOR_THRESHOLDS.get(config.name, {})}
     return [
         gr.Slider(4, 48, 24, step=4, label="Clicks along each side"),
-        gr.Slider(0, 1, low["pred_iou_thresh"], step=0.01, label="Least predicted quality"),
-        gr.Slider(0, 1, low["stability_score_thresh"], step=0.01, label="Least stability"),
+        gr.Slider(0, 1, start["pred_iou_thresh"], step=0.01, label="Least predicted quality"),
+        gr.Slider(0, 1, start["stability_score_thresh"], step=0.01, label="Least stability"),
     ]
 
 

@@ -5,12 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.training_loss import (
-    MOST_CORRECTIONS,
-    DenseHead,
-    around_objects,
-    training_loss,
-)
+from examples.training_loss import MOST_CORRECTIONS, DenseHead, around_objects, training_loss
 from segment_anything_transformers import SegmentAnythingModelConfig
 from segment_anything_transformers.configuration_segment_anything import PADDING
 
@@ -81,7 +76,7 @@ def test_clicks_correct_the_mask_so_far_and_the_last_learns(batch, logit):
     assert figures["click_best"] == pytest.approx(share)
 
 
-def test_corrections_are_a_share_of_the_work(batch):
+def test_without_corrections_everything_is_decoded_once(batch):
     model = Scripted(1.0)
     training_loss(model, DenseHead(128), batch, corrections=0, dense_weight=1.0)
     assert len(model.asked) == 1
