@@ -156,7 +156,8 @@ class Run:
         for block in self.model.image_encoder.blocks:
             block.compile()
         self.model.decode = torch.compile(self.model.decode)  # type: ignore[method-assign]
-        training_loss.loss_of_answers = torch.compile(training_loss.loss_of_answers)
+        for name in ("loss_of_all_masks", "around_objects", "quality_error"):
+            setattr(training_loss, name, torch.compile(getattr(training_loss, name)))
 
     def load(self, path: Path) -> None:
         """Restores everything that `save` wrote."""
