@@ -84,8 +84,16 @@ def says(page, text):
     expect(page.locator("#caption")).to_contain_text(text)
 
 
+def wait_for_picture(page):
+    """Waits until the picture is there: one that is only being loaded has no place and no size."""
+    page.wait_for_function(
+        "(image => image.complete && image.naturalWidth)(document.querySelector('#canvas img'))"
+    )
+
+
 def click(page, x, y, size=PICTURE.size):
     """Clicks on a pixel of the picture, wherever the page shows it, and however large."""
+    wait_for_picture(page)
     frame = page.locator("#canvas img").bounding_box()
     scale = min(frame["width"] / size[0], frame["height"] / size[1])
     left = frame["x"] + (frame["width"] - scale * size[0]) / 2
@@ -128,9 +136,7 @@ def predicted(model, image, **prompts):
 
 def shown(page):
     """The pixels of the picture (H, W, 3) as the visitor sees it, once it has been loaded."""
-    page.wait_for_function(
-        "(image => image.complete && image.naturalWidth)(document.querySelector('#canvas img'))"
-    )
+    wait_for_picture(page)
     screenshot = BytesIO(page.locator("#canvas img").screenshot())
     return np.asarray(Image.open(screenshot).convert("RGB")).astype(np.int16)
 
