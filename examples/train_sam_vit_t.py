@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
     parser.add_argument("--initial-encoder", help="model whose image encoder alone to start from")
+    parser.add_argument("--width", type=int, help="of the image encoder, instead of the preset's")
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
@@ -140,7 +141,7 @@ class Run:
             model = enlarged(options.initial or "sam_vit_t", options.frame, "eager")
             use_frame(model)
         else:
-            model = initial_model(options.initial, options.initial_encoder, "eager")
+            model = initial_model(options.initial, options.initial_encoder, "eager", options.width)
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
         self.model = model
@@ -156,7 +157,7 @@ class Run:
         for block in self.model.image_encoder.blocks:
             block.compile()
         self.model.decode = torch.compile(self.model.decode)  # type: ignore[method-assign]
-        for name in ("loss_of_all_masks", "around_objects", "quality_error"):
+        for name in ("loss_of_all_masks", "around_objects", "rating_loss"):
             setattr(training_loss, name, torch.compile(getattr(training_loss, name)))
 
     def load(self, path: Path) -> None:

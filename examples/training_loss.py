@@ -29,6 +29,10 @@ MOST_CORRECTIONS = 4
 QUALITY_WEIGHT = 4.0
 """Of the predicted IoU's error, beyond the weight of 1 in the paper's loss: the choice among three
 masks is learned late otherwise."""
+CHOICE_WEIGHT = 2.0
+"""Of what the choice among the three masks costs."""
+CHOICE_TEMPERATURE = 0.05
+"""Difference of predicted IoU at which one of two masks is chosen e times as often."""
 
 
 class DenseHead(nn.Module):
@@ -85,11 +89,19 @@ def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(near, truth, -1.0)
 
 
-def quality_error(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error of the predicted IoU of every mask."""
+def rating_loss(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
+    """How wrong the predicted IoU is, and what the choice by it among the multiple masks costs.
+
+    The first is the mean squared error. The second is the IoU that is lost against the best of the
+    multiple masks, if one is drawn the more often the higher it is rated: of two masks that are
+    nearly as good the error alone does not care which is rated higher.
+    """
     target = truth[:, :, None] > 0.5
     iou = mask_iou(logits.detach() > 0.0, target, torch.ones_like(target))
-    return (scores.float() - iou).square().mean()
+    error = (scores.float() - iou).square().mean()
+    chances = (scores[:, :, 1:].float() / CHOICE_TEMPERATURE).softmax(2)
+    lost = iou[:, :, 1:].amax(2, keepdim=True) - iou[:, :, 1:]
+    return QUALITY_WEIGHT * error + CHOICE_WEIGHT * (chances * lost).sum(2).mean()
 
 
 def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
@@ -115,7 +127,7 @@ def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def loss_of_answers(logits: Tensor, scores: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
-    """The paper's loss, the same near the objects, and the predicted IoU's error once more.
+    """The paper's loss, the same near the objects, and the loss of the rating.
 
     Args:
         logits: (N, P, 1 + K, H', W').
@@ -126,7 +138,7 @@ def loss_of_answers(logits: Tensor, scores: Tensor, truth: Tensor, boxes: Tensor
     near = around_objects(truth, boxes)
     loss = loss_of_all_masks(logits, scores, truth)
     loss = loss + loss_of_all_masks(logits, scores.detach(), near)
-    return loss + QUALITY_WEIGHT * quality_error(logits, scores, truth)
+    return loss + rating_loss(logits, scores, truth)
 
 
 def training_loss(

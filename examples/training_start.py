@@ -29,8 +29,12 @@ COLOUR_SHARES = (0.6, 0.2, 0.2)
 """How many of the channels read each of `COLOUR_AXES`: colour changes more slowly than grey."""
 
 
+HEAD_WIDTH = 32
+"""Of the image encoder, whatever its width."""
+
+
 def initial_model(
-    preset: str | None, encoder: str | None, attn_implementation: str
+    preset: str | None, encoder: str | None, attn_implementation: str, width: int | None = None
 ) -> SegmentAnythingModel:
     """A trained model, or one at the start, its image encoder maybe trained.
 
@@ -38,11 +42,14 @@ def initial_model(
         preset: The trained model, or None.
         encoder: Without `preset`: a model whose image encoder alone is taken over.
         attn_implementation: "eager" or "sdpa".
+        width: Without `preset`: the image encoder's width, a multiple of `HEAD_WIDTH`, if it is
+            not to be the preset's.
     """
     if preset:
         return SegmentAnythingModel.from_pretrained(preset, attn_implementation=attn_implementation)
+    shape = {"encoder_embed_dim": width, "encoder_nb_heads": width // HEAD_WIDTH} if width else {}
     config = SegmentAnythingModelConfig.from_preset(
-        "sam_vit_t", attn_implementation=attn_implementation
+        "sam_vit_t", attn_implementation=attn_implementation, **shape
     )
     model = SegmentAnythingModel(config)
     start_by_frequency(model.image_encoder.patch_embed.proj.weight)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from examples.training_loss import MOST_CORRECTIONS, DenseHead, around_objects, training_loss
+from examples.training_loss import (
+    CHOICE_WEIGHT,
+    MOST_CORRECTIONS,
+    QUALITY_WEIGHT,
+    DenseHead,
+    around_objects,
+    rating_loss,
+    training_loss,
+)
+from examples.training_start import initial_model
 from segment_anything_transformers import SegmentAnythingModelConfig
 from segment_anything_transformers.configuration_segment_anything import PADDING
 
@@ -90,3 +99,42 @@ def test_the_neighbourhood_of_an_object_is_known():
     expected = torch.full_like(truth, -1.0)
     expected[0, 0, 0:12, 1:13] = truth[0, 0, 0:12, 1:13]
     assert torch.equal(near, expected)
+
+
+def three_masks(*scores):
+    """Logits of a single and three multiple masks of IoU 0, 0, 0.5 and 1, scores, and the truth."""
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[..., :4, :] = 1.0
+    logits = torch.full((1, 1, 4, 8, 8), -1.0)
+    logits[:, :, 2, :2] = 1.0
+    logits[:, :, 3, :4] = 1.0
+    return logits, torch.tensor([[[0.0, *scores]]], requires_grad=True), truth
+
+
+def test_a_right_rating_costs_nothing():
+    logits, scores, truth = three_masks(0.0, 0.5, 1.0)
+    assert rating_loss(logits, scores, truth).item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_wrong_choice_costs_the_iou_that_it_loses():
+    logits, scores, truth = three_masks(0.0, 1.5, 0.5)
+    error = (1.0 + 0.25) / 4
+    loss = rating_loss(logits, scores, truth)
+    assert loss.item() == pytest.approx(QUALITY_WEIGHT * error + CHOICE_WEIGHT * 0.5)
+
+
+def test_of_two_masks_rated_alike_the_better_one_rises():
+    logits, scores, truth = three_masks(0.0, 0.75, 0.75)  # the errors pull equally
+    rating_loss(logits, scores, truth).backward()
+    single, _, worse, better = scores.grad.flatten()
+    assert single == 0
+    assert worse == pytest.approx(-better)
+    error_alone = QUALITY_WEIGHT * 2 * 0.25 / 4
+    assert worse > 2 * error_alone
+
+
+def test_a_model_of_another_width():
+    model = initial_model(None, None, "eager", width=96)
+    assert model.config.encoder_embed_dim == 96
+    assert model.config.encoder_nb_heads == 3
+    assert initial_model(None, None, "eager").config.encoder_embed_dim == 192
