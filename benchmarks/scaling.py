@@ -1,0 +1,174 @@
+"""What time, size and data do to `sam_vit_t`: short trainings from scratch, on small pictures.
+
+    python -m examples.scenes.render --output scenes/train --count 4096
+    python -m examples.scenes.render --output scenes/held_out --split held_out --count 256
+    python -m benchmarks.scaling --scenes scenes/train --held-out scenes/held_out
+
+Every training takes the same number of views of 256 pixels; one thing is changed at a time. They
+are measured on held-out scenes, and on scenes that all of them saw, as pictures of that size. Takes
+half an hour on two cores; the table and the picture go to docs/training.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import ndimage
+
+from benchmarks.quality import scenes, summarise
+from benchmarks.speeds import measure, page
+from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
+from segment_anything_transformers.evaluation import evaluate
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+PICTURE = page.ROOT / "docs" / "images" / "scaling.png"
+PAGE = page.ROOT / "docs" / "training.md"
+SIZE = 256
+MEASURED = 48
+"""Number of scenes of each kind that a model is measured on."""
+PROCESSES = 2
+BATCH = 8
+FIGURES = ("box, best", "click, best")
+COLOURS = ("#f59e0b", "#1d4ed8", "#16a34a")
+
+
+class Training(NamedTuple):
+    """One of the trainings that are compared.
+
+    Attributes:
+        width: Of the image encoder.
+        shards: Number of the shards of scenes that it sees, None for all.
+    """
+
+    width: int
+    shards: int | None = None
+
+
+TRAININGS = (Training(96), Training(192), Training(288), Training(192, 4), Training(192, 1))
+
+
+def shards_of(folder: Path, training: Training) -> list[Path]:
+    """The files of images that a training sees."""
+    return sorted(folder.glob("images-*.npy"))[: training.shards]
+
+
+def train(training: Training, folder: Path, output: Path, steps: int) -> None:
+    """Trains in two processes."""
+    with TemporaryDirectory() as seen:
+        for images in shards_of(folder, training):
+            for path in (images, images.with_name(images.name.replace("images", "instances"))):
+                (Path(seen) / path.name).symlink_to(path.resolve())
+        options = {
+            "scenes": seen,
+            "output": output,
+            "width": training.width,
+            "size": SIZE,
+            "batch-size": BATCH,
+            "steps": steps,
+            "decay-steps": steps // 2,
+            "warmup-steps": 50,
+            "learning-rate": 1e-3,
+            "corrections": 0.0,
+            "save-every": steps,
+            "precision": "bf16",
+        }
+        command = [sys.executable, "-m", "torch.distributed.run"]
+        command += ["--nproc-per-node", str(PROCESSES), "-m", "examples.train_sam_vit_t"]
+        command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, cwd=page.ROOT, env=environment)
+
+
+def measured(model: SegmentAnythingModel, folder: Path) -> dict[str, float]:
+    """Mean IoU with a box and with a click on the first scenes of a folder."""
+    samples = scenes(folder, MEASURED)
+    evaluation = evaluate(SAMPredictor(model), samples, (1,), None)
+    summary = summarise(samples, evaluation, {})["all"]
+    return {name: summary[name] for name in FIGURES}
+
+
+def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one training."""
+    with TemporaryDirectory() as output:
+        train(training, options.scenes, Path(output), options.steps)
+        log = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+        model = SegmentAnythingModel.from_pretrained(
+            str(Path(output) / "model"), input_size=(SIZE, SIZE)
+        ).eval()
+    shards = shards_of(options.scenes, training)
+    return {
+        **training._asdict(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "scenes": sum(len(np.load(path, mmap_mode="r")) for path in shards),
+        "held out": measured(model, options.held_out),
+        "seen": measured(model, options.scenes),
+        "log": [{name: line[name] for name in ("step", "seconds", "box_best")} for line in log],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The part of the page: a row for each training."""
+    rows = [
+        [
+            str(one["width"]),
+            f"{one['parameters'] / 1e6:.1f} million",
+            f"{one['scenes']:,}",
+            f"{one['log'][-1]['seconds'] / 60:.1f}",
+            *(" / ".join(f"{one[kind][n]:.2f}" for n in FIGURES) for kind in ("held out", "seen")),
+        ]
+        for one in results["trainings"]
+    ]
+    figures = " / ".join(FIGURES)
+    heads = ["width", "parameters", "scenes", "minutes", f"held out: {figures}", f"seen: {figures}"]
+    views = f"{results['views']:,} views of {SIZE} pixels each. Measured with"
+    lines = [
+        f"{views} `python -m benchmarks.scaling` on:",
+        "",
+        page.machine_lines(results["machine"]),
+    ]
+    return "\n".join([*lines, "", page.table(heads, rows)])
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Draws mean IoU on the training's own views by minutes, for each width with all scenes."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    complete = [one for one in results["trainings"] if one["shards"] is None]
+    for one, colour in zip(complete, COLOURS, strict=True):
+        minutes = [line["seconds"] / 60 for line in one["log"]]
+        values = ndimage.gaussian_filter1d([line["box_best"] for line in one["log"]], 1)
+        axes.plot(minutes, values, color=colour, label=f"{one['width']} wide")
+    axes.set(xlabel="minutes", ylabel="mean IoU with a box", ylim=(0, 1))
+    axes.legend()
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main() -> None:
+    """Trains, measures, and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--scenes", type=Path, required=True, help="folder of scenes to learn from")
+    parser.add_argument("--held-out", type=Path, required=True, help="folder of held-out scenes")
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    results: dict[str, Any] = {
+        "machine": measure.machine(PROCESSES),
+        "views": options.steps * BATCH * PROCESSES,
+        "trainings": [],
+    }
+    for training in TRAININGS:
+        results["trainings"].append(result(training, options))
+        print(table(results))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    page.write_part("scaling", table(results), PAGE)
+    draw(results)
+
+
+if __name__ == "__main__":
+    main()
