@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--scenes", type=Path, required=True, help="folder of scenes to learn from")
     parser.add_argument("--held-out", type=Path, required=True, help="folder of held-out scenes")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240, help="of every training")
     options = parser.parse_args()
     results: dict[str, Any] = {
         "machine": measure.machine(PROCESSES),
