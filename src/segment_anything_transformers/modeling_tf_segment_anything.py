@@ -315,10 +315,15 @@ class EncoderAttention(layers.Layer):
     def _mix(
         self, query: Any, key: Any, value: Any, window_hw: tuple[int, int], training: bool
     ) -> Any:
-        """Attention with relative positions, for some rows of queries at a time."""
+        """Attention with relative positions, for some rows of queries at a time.
+
+        Windows and heads are one axis here, and 1 the next: TensorFlow then adds the positions in
+        the product of queries and keys, not in a pass of their own.
+        """
         window_h, window_w = window_hw
         depth = query.shape[-1]
-        rows = ops.reshape(query, (-1, window_h, window_w, depth))  # of each window and head
+        rows = ops.reshape(query, (-1, window_h, window_w, depth))
+        key, value = (ops.reshape(x, (-1, 1, window_h * window_w, depth)) for x in (key, value))
         positions_h = ops.cast(_relative_positions(self.rel_pos_h, window_h), query.dtype)
         positions_w = ops.cast(_relative_positions(self.rel_pos_w, window_w), query.dtype)
         step = max(1, _BIAS_ELEMENTS // (self.heads * window_h * window_w**2))
@@ -329,10 +334,11 @@ class EncoderAttention(layers.Layer):
             bias_h = ops.einsum("bhwc,hkc->bhwk", part, positions_h[start : start + step])
             bias_w = ops.einsum("bhwc,wkc->bhwk", part, positions_w)
             bias = ops.expand_dims(bias_h, -1) + ops.expand_dims(bias_w, -2)  # (B, rows, w, h, w)
-            bias = ops.reshape(bias, (-1, self.heads, count * window_w, window_h * window_w))
-            queries = ops.reshape(part, (-1, self.heads, count * window_w, depth))
+            bias = ops.reshape(bias, (-1, 1, count * window_w, window_h * window_w))
+            queries = ops.reshape(part, (-1, 1, count * window_w, depth))
             mixed.append(_attend(queries, key, value, bias, self.drop_attention, training))
-        return mixed[0] if len(mixed) == 1 else ops.concatenate(mixed, axis=2)
+        together = mixed[0] if len(mixed) == 1 else ops.concatenate(mixed, axis=2)
+        return ops.reshape(together, (-1, self.heads, window_h * window_w, depth))
 
     def _grid(self, mixed: Any, grid_hw: tuple[int, int], window_hw: tuple[int, int]) -> Any:
         """Puts windows back side by side: (N, padded H'', padded W'', C)."""
