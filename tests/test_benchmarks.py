@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import gpu, growth, profiles, speed, switches
+from benchmarks import gpu, growth, profiles, scaling, speed, switches
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
 from segment_anything_transformers.modeling_segment_anything import Linear
@@ -243,3 +243,21 @@ def test_contestants_of_the_gpu_are_compared(monkeypatch):
         "| ours | 2 |  |",
         "| transformers | 8 | 0.25 |",
     ]
+
+
+# ---- trainings of other sizes
+
+
+def test_the_page_shows_the_trainings_that_were_measured():
+    results = json.loads(scaling.RESULTS.read_text())
+    assert len(results["trainings"]) == len(scaling.TRAININGS)
+    part = f"<!-- scaling -->\n\n{scaling.table(results)}\n\n<!-- /scaling -->"
+    assert part in scaling.PAGE.read_text()
+
+
+def test_a_training_sees_the_first_shards(tmp_path):
+    paths = [tmp_path / f"images-{number:05d}.npy" for number in range(6)]
+    for path in paths:
+        path.touch()
+    assert scaling.shards_of(tmp_path, scaling.Training(192, 4)) == paths[:4]
+    assert scaling.shards_of(tmp_path, scaling.Training(96)) == paths
