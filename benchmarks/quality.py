@@ -27,6 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.speeds import page
+from examples.scene_dataset import shards
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.evaluation import Evaluation, evaluate
@@ -60,9 +61,8 @@ Answer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 def scenes(folder: Path, count: int) -> list[Sample]:
     """The first rendered scenes that show an object."""
     samples: list[Sample] = []
-    for shard in sorted(folder.glob("images-*.npy")):
-        maps = np.load(shard.with_name(shard.name.replace("images", "instances")), mmap_mode="r")
-        pairs = zip(np.load(shard, mmap_mode="r"), maps, strict=True)
+    for shard, maps in shards(folder):
+        pairs = zip(np.load(shard, mmap_mode="r"), np.load(maps, mmap_mode="r"), strict=True)
         for number, (image, instances) in enumerate(pairs):
             if len(samples) == count:
                 return samples

@@ -6,7 +6,8 @@
 
 Every training takes the same number of views of 256 pixels; one thing is changed at a time. They
 are measured on held-out scenes, and on scenes that all of them saw, as pictures of that size. Takes
-half an hour on two cores; the table and the picture go to docs/training.md.
+half an hour on two cores; the table and the picture go to docs/training.md. `make bench` leaves it
+out, as it has no scenes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from scipy import ndimage
 
 from benchmarks.quality import scenes, summarise
 from benchmarks.speeds import measure, page
+from examples.scene_dataset import shards
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.evaluation import evaluate
 
@@ -54,21 +56,20 @@ class Training(NamedTuple):
 TRAININGS = (Training(96), Training(192), Training(288), Training(192, 4), Training(192, 1))
 
 
-def shards_of(folder: Path, training: Training) -> list[Path]:
-    """The files of images that a training sees."""
-    return sorted(folder.glob("images-*.npy"))[: training.shards]
+def shards_of(folder: Path, training: Training) -> list[tuple[Path, Path]]:
+    """The shards that a training sees."""
+    return shards(folder)[: training.shards]
 
 
-def train(training: Training, folder: Path, output: Path, steps: int) -> None:
-    """Trains in two processes."""
-    with TemporaryDirectory() as seen:
-        for images in shards_of(folder, training):
-            for path in (images, images.with_name(images.name.replace("images", "instances"))):
-                (Path(seen) / path.name).symlink_to(path.resolve())
+def train(width: int, seen: list[tuple[Path, Path]], output: Path, steps: int) -> None:
+    """Trains in two processes on some shards."""
+    with TemporaryDirectory() as folder:
+        for path in (path for pair in seen for path in pair):
+            (Path(folder) / path.name).symlink_to(path.resolve())
         options = {
-            "scenes": seen,
+            "scenes": folder,
             "output": output,
-            "width": training.width,
+            "width": width,
             "size": SIZE,
             "batch-size": BATCH,
             "steps": steps,
@@ -96,17 +97,17 @@ def measured(model: SegmentAnythingModel, folder: Path) -> dict[str, float]:
 
 def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one training."""
+    seen = shards_of(options.scenes, training)
     with TemporaryDirectory() as output:
-        train(training, options.scenes, Path(output), options.steps)
+        train(training.width, seen, Path(output), options.steps)
         log = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
         model = SegmentAnythingModel.from_pretrained(
-            str(Path(output) / "model"), input_size=(SIZE, SIZE)
-        ).eval()
-    shards = shards_of(options.scenes, training)
+            Path(output) / "model", input_size=(SIZE, SIZE)
+        )
     return {
         **training._asdict(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "scenes": sum(len(np.load(path, mmap_mode="r")) for path in shards),
+        "scenes": sum(len(np.load(images, mmap_mode="r")) for images, _ in seen),
         "held out": measured(model, options.held_out),
         "seen": measured(model, options.scenes),
         "log": [{name: line[name] for name in ("step", "seconds", "box_best")} for line in log],
@@ -127,13 +128,13 @@ def table(results: dict[str, Any]) -> str:
     ]
     figures = " / ".join(FIGURES)
     heads = ["width", "parameters", "scenes", "minutes", f"held out: {figures}", f"seen: {figures}"]
-    views = f"{results['views']:,} views of {SIZE} pixels each. Measured with"
-    lines = [
-        f"{views} `python -m benchmarks.scaling` on:",
-        "",
+    parts = [
+        f"{results['views']:,} views of {SIZE} pixels each. Measured with "
+        "`python -m benchmarks.scaling` on:",
         page.machine_lines(results["machine"]),
+        page.table(heads, rows),
     ]
-    return "\n".join([*lines, "", page.table(heads, rows)])
+    return "\n\n".join(parts)
 
 
 def draw(results: dict[str, Any]) -> None:

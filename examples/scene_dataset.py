@@ -43,6 +43,12 @@ class ViewOptions:
         return MASK_UPSCALING * self.size // self.patch_size
 
 
+def shards(*folders: Path) -> list[tuple[Path, Path]]:
+    """The finished shards in some folders: each a file of images and one of their instance maps."""
+    images = sorted(path for folder in folders for path in folder.glob("images-*.npy"))
+    return [(path, path.with_name(path.name.replace("images", "instances"))) for path in images]
+
+
 class SceneDataset(Dataset[dict[str, np.ndarray]]):
     """Views of the scenes in a folder of shards (see `examples/scenes/render.py`).
 
@@ -64,17 +70,14 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         Raises:
             FileNotFoundError: The folders have no finished shard.
         """
-        names = sorted(path for folder in folders for path in folder.glob("images-*.npy"))
-        if not names:
+        pairs = shards(*folders)
+        if not pairs:
             raise FileNotFoundError(
                 f"No images-*.npy in {[str(folder) for folder in folders]}. "
                 "Render scenes first: python -m examples.scenes.render --help"
             )
-        self.images = [np.load(path, mmap_mode="r") for path in names]
-        self.instances = [
-            np.load(path.with_name(path.name.replace("images", "instances")), mmap_mode="r")
-            for path in names
-        ]
+        self.images = [np.load(path, mmap_mode="r") for path, _ in pairs]
+        self.instances = [np.load(path, mmap_mode="r") for _, path in pairs]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.images)])
         self.options, self.length, self.seed = options, length, seed
 

@@ -29,10 +29,6 @@ COLOUR_SHARES = (0.6, 0.2, 0.2)
 """How many of the channels read each of `COLOUR_AXES`: colour changes more slowly than grey."""
 
 
-HEAD_WIDTH = 32
-"""Of the image encoder, whatever its width."""
-
-
 def initial_model(
     preset: str | None, encoder: str | None, attn_implementation: str, width: int | None = None
 ) -> SegmentAnythingModel:
@@ -42,12 +38,16 @@ def initial_model(
         preset: The trained model, or None.
         encoder: Without `preset`: a model whose image encoder alone is taken over.
         attn_implementation: "eager" or "sdpa".
-        width: Without `preset`: the image encoder's width, a multiple of `HEAD_WIDTH`, if it is
-            not to be the preset's.
+        width: Without `preset`: the image encoder's width, if it is not to be that of `sam_vit_t`.
+            Its heads are as wide as there.
     """
     if preset:
         return SegmentAnythingModel.from_pretrained(preset, attn_implementation=attn_implementation)
-    shape = {"encoder_embed_dim": width, "encoder_nb_heads": width // HEAD_WIDTH} if width else {}
+    shape = {}
+    if width:
+        usual = SegmentAnythingModelConfig.from_preset("sam_vit_t")
+        heads = width * usual.encoder_nb_heads // usual.encoder_embed_dim
+        shape = {"encoder_embed_dim": width, "encoder_nb_heads": heads}
     config = SegmentAnythingModelConfig.from_preset(
         "sam_vit_t", attn_implementation=attn_implementation, **shape
     )

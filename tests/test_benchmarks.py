@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from benchmarks import gpu, growth, profiles, scaling, speed, switches
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
+from examples.scene_dataset import shards
 from segment_anything_transformers.modeling_segment_anything import Linear
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -255,9 +257,23 @@ def test_the_page_shows_the_trainings_that_were_measured():
     assert part in scaling.PAGE.read_text()
 
 
-def test_a_training_sees_the_first_shards(tmp_path):
-    paths = [tmp_path / f"images-{number:05d}.npy" for number in range(6)]
-    for path in paths:
-        path.touch()
-    assert scaling.shards_of(tmp_path, scaling.Training(192, 4)) == paths[:4]
-    assert scaling.shards_of(tmp_path, scaling.Training(96)) == paths
+def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for number in range(6):
+        for kind in ("images", "instances"):
+            (folder / f"{kind}-{number:05d}.npy").touch()
+    paths = [folder / f"images-{number:05d}.npy" for number in range(6)]
+    seen = scaling.shards_of(folder, scaling.Training(192, 4))
+    assert [images for images, _ in seen] == paths[:4]
+    assert [images for images, _ in scaling.shards_of(folder, scaling.Training(96))] == paths
+    found = []
+
+    def run(command, **options):
+        found.extend(shards(Path(command[command.index("--scenes") + 1])))
+
+    monkeypatch.setattr(scaling.subprocess, "run", run)
+    scaling.train(192, seen, tmp_path / "output", 4)
+    assert [[path.name for path in pair] for pair in found] == [
+        [f"images-{number:05d}.npy", f"instances-{number:05d}.npy"] for number in range(4)
+    ]
