@@ -8,6 +8,9 @@ inside and further ones where the mask is wrong; a mask is compared at the size 
 `single` is the model's single mask, `best` the one of its three that it rates highest itself,
 `oracle` the one that is. The filled box and OpenCV's GrabCut answer the same boxes. Everything mode
 runs on the photographs alone: scenes have objects that no grid of clicks meets.
+
+A click on a part means the part and the whole. On each scene's largest object a part is painted,
+and the three masks that a click on it gets are compared with both.
 """
 
 import argparse
@@ -27,11 +30,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.speeds import page
+from examples.nested_parts import nested_masks
 from examples.scene_dataset import shards
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.evaluation import Evaluation, evaluate
-from segment_anything_transformers.quality_measures import masks_iou
+from segment_anything_transformers.quality_measures import deepest_point, masks_iou
 from segment_anything_transformers.samples import Sample
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
@@ -52,6 +56,8 @@ FIGURES = {
     "everything": "found",
 }
 """What the tables call the figures of `Evaluation`, in their order."""
+
+NESTED = "a click on a part"
 
 CORRELATION = "Spearman's correlation of predicted and real IoU"
 
@@ -106,6 +112,36 @@ def grab_cut(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
     history = np.zeros((2, 1, 65))
     cv2.grabCut(image, labels, rectangle, history[0], history[1], 5, cv2.GC_INIT_WITH_RECT)
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+
+
+def nested(predictor: SAMPredictor, samples: list[Sample]) -> dict[str, float]:
+    """What the three masks of a click are worth where it means a part, and the whole as well.
+
+    Args:
+        predictor: Of the model.
+        samples: The largest object of each gets a part, and maybe a part of the part.
+
+    Returns:
+        The number of clicks on innermost parts; the mean IoU of the mask that fits the part best,
+        and of the one that fits the whole best; and the share of clicks that get two different
+        masks, one of the part and one of the whole, at IoU 0.5 or more.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for sample in tqdm(samples, unit="picture"):
+        image, levels = nested_masks(rng, sample.image, max(sample.masks, key=np.count_nonzero))
+        if len(levels) == 1:
+            continue
+        _, click = deepest_point(levels[0])
+        predictor.set_image(image)
+        masks, _, _ = predictor(points=np.array([click]))
+        part, whole = (masks_iou(masks, level) for level in (levels[0], levels[-1]))
+        pairs = (part[:, None] >= 0.5) & (whole >= 0.5)
+        np.fill_diagonal(pairs, False)
+        rows.append((part.max(), whole.max(), pairs.any()))
+    means = np.mean(rows, axis=0)
+    names = ("part, oracle", "whole, oracle", "both")
+    return {"clicks": len(rows), **{n: float(mean) for n, mean in zip(names, means, strict=True)}}
 
 
 def summarise(
@@ -173,6 +209,17 @@ def section(results: dict[str, Any]) -> str:
         if title in results:
             titles, rows = cells(results[title])
             lines += [page.table([title, *titles], rows), ""]
+    if NESTED in results:
+        figures = results[NESTED]
+        values = [str(figures["clicks"]), *(f"{v:.2f}" for v in list(figures.values())[1:])]
+        lines += [
+            "On the largest object of each held-out scene a part is painted. Of the three masks of",
+            "a click on it, the one that fits the part, and the one that fits the whole; with",
+            "`both`, the share of clicks that get a mask of each, at IoU 0.5.",
+            "",
+            page.table([NESTED, *list(figures)[1:]], [values]),
+            "",
+        ]
     shares = [f"{value:.2f} on {title}" for title, value in results[CORRELATION].items()]
     lines += [f"{CORRELATION}: {', '.join(shares)}.", ""]
     return "\n".join(lines)
@@ -205,6 +252,9 @@ def main() -> None:
         results[title] = summarise(samples, evaluation, others)
         results[CORRELATION][title] = evaluation.rating_correlation
         show(f"Mean IoU, {title}", results[title])
+    if options.scenes:
+        results[NESTED] = nested(predictor, kinds[0][1])
+        print(f"{NESTED}: {results[NESTED]}")
     for title, value in results[CORRELATION].items():
         print(f"{CORRELATION}, {title}: {value:.2f}")
     if options.output:

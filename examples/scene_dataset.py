@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
+from examples.nested_parts import nested_masks
 from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
 
 MIN_VISIBLE_PIXELS = 16
@@ -27,6 +28,10 @@ class ViewOptions:
         size_preference: An object's chance of a prompt grows with this power of its area. Most
             objects of a scene are small.
         box_noise: Standard deviation of a box's corners over the box's sides.
+        nested: Share of the views in which the largest of these objects gets a part, and maybe that
+            one a part too. All of them are prompted, with the same click.
+        exact_boxes: Share of the boxes without that noise: a box of another model or of a data set
+            touches its object.
     """
 
     size: int = 256
@@ -36,6 +41,8 @@ class ViewOptions:
     min_side: float = 0.375
     size_preference: float = 0.5
     box_noise: float = 0.1
+    exact_boxes: float = 0.5
+    nested: float = 0.0
 
     @property
     def mask_size(self) -> int:
@@ -116,14 +123,21 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         weights = counts[ids] ** self.options.size_preference
         chances = weights / weights.sum()
         chosen = rng.choice(ids, count, replace=len(ids) < count, p=chances)
+        masks = [instances == instance for instance in chosen]
+        nested: list[np.ndarray] = []
+        if rng.random() < self.options.nested:  # the largest gets the parts
+            whole = masks.pop(int(counts[chosen].argmax()))
+            image, nested = nested_masks(rng, image, whole, min(3, count))
+            masks = [*nested, *masks][:count]
         height, width = image.shape[:2]
         pad = ((0, self.options.size - height), (0, self.options.size - width))
         sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
-        for instance in chosen:
-            mask = np.pad(instances == instance, pad)
+        for number, mask in enumerate(np.pad(mask, pad) for mask in masks):
             sample["truth"].append(_coverage(mask, self.options.mask_size))
-            sample["points"].append(_random_point(rng, mask))
-            sample["boxes"].append(_noisy_box(rng, mask, self.options.box_noise))
+            is_around = 0 < number < len(nested)  # of the same click as the part
+            sample["points"].append(sample["points"][0] if is_around else _random_point(rng, mask))
+            noise = 0.0 if rng.random() < self.options.exact_boxes else self.options.box_noise
+            sample["boxes"].append(_noisy_box(rng, mask, noise))
         arrays = {name: np.stack(values) for name, values in sample.items()}
         inside = np.array([height, width])
         return {"pixels": np.pad(image, (*pad, (0, 0))), "inside": inside, **arrays}

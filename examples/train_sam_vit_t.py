@@ -67,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--size-preference", type=float, default=0.5, help="power of the area in objects' chances"
     )
+    parser.add_argument("--nested", type=float, default=0.0, help="share of views with parts")
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
@@ -84,7 +85,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="takes minutes, steps are faster")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.width and (options.initial or options.frame):
+        parser.error("--width is a new model's; --initial and --frame start from another")
+    return options
 
 
 def learning_rate_share(step: int, options: argparse.Namespace) -> float:
@@ -229,6 +233,7 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         focus=options.focus,
         min_side=options.min_side,
         size_preference=options.size_preference,
+        nested=options.nested,
     )
     length = options.steps * options.batch_size * PROCESSES
     data = SceneDataset(options.scenes, views, length, options.seed)

@@ -1,0 +1,97 @@
+"""Views of scenes: prompts that fit their masks, and parts painted onto objects."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from examples.nested_parts import LARGEST_SHARE, SMALLEST_SHARE, nested_masks
+from examples.scene_dataset import SceneDataset, ViewOptions
+
+SIDE = 256
+
+
+def views_of(folder, count, seed=0, **options):
+    """The first samples of a folder's scenes; a `Dataset` alone would go on without an end."""
+    data = SceneDataset([folder], ViewOptions(size=SIDE, **options), count, seed)
+    return [data[index] for index in range(len(data))]
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Four scenes of a grey ground with a large disc and a small square."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    instances = np.zeros((4, SIDE, SIDE), np.uint8)
+    instances[:, (rows - 120) ** 2 + (columns - 130) ** 2 < 80**2] = 1
+    instances[:, 220:240, 20:40] = 2
+    images = np.full((4, SIDE, SIDE, 3), 90, np.uint8)
+    images[instances == 1] = (200, 60, 40)
+    images[instances == 2] = (30, 160, 220)
+    np.save(tmp_path / "instances-00000.npy", instances)
+    np.save(tmp_path / "images-00000.npy", images)
+    return tmp_path
+
+
+def test_parts_are_within_what_they_are_on():
+    whole = np.zeros((SIDE, SIDE), bool)
+    whole[40:200, 30:220] = True
+    image = np.full((SIDE, SIDE, 3), 120, np.uint8)
+    counts = []
+    for seed in range(20):
+        painted, masks = nested_masks(np.random.default_rng(seed), image, whole)
+        counts.append(len(masks))
+        assert masks[-1] is whole
+        for inner, outer in pairwise(masks):
+            assert not (inner & ~outer).any()
+            assert SMALLEST_SHARE < inner.sum() / outer.sum() < LARGEST_SHARE
+        changed = (painted != image).any(-1)
+        assert not (changed & ~whole).any()
+        if len(masks) > 1:
+            assert changed[masks[-2]].mean() > 0.9  # a part is seen
+    assert set(counts) == {1, 2, 3}
+    assert (image == 120).all()
+
+
+def test_a_small_object_gets_no_part():
+    whole = np.zeros((SIDE, SIDE), bool)
+    whole[10:30, 10:30] = True
+    image = np.full((SIDE, SIDE, 3), 120, np.uint8)
+    painted, masks = nested_masks(np.random.default_rng(0), image, whole)
+    assert painted is image
+    assert len(masks) == 1
+
+
+def test_one_click_means_the_part_and_the_whole(scenes):
+    levels = 0
+    for view in views_of(scenes, 12, seed=3, objects=4, nested=1.0, min_side=1.0):
+        truth, points = view["truth"], view["points"]
+        assert truth.shape == (4, SIDE // 4, SIDE // 4)
+        x, y = (points[0] / 4).astype(int)
+        same = [n for n in range(4) if (points[n] == points[0]).all() and truth[n].any()]
+        areas = [truth[n].sum() for n in same if truth[n, y, x] > 0]
+        levels = max(levels, len(set(areas)))
+        assert truth[0].sum() == min(areas)
+    assert levels == 3
+
+
+def test_exact_boxes_touch_their_objects(scenes):
+    for view in views_of(scenes, 4, objects=2, min_side=1.0, exact_boxes=1.0):
+        for truth, box in zip(view["truth"], view["boxes"], strict=True):
+            rows, columns = np.nonzero(truth)
+            edges = np.array([columns.min(), rows.min(), columns.max(), rows.max()])
+            assert (np.abs(box // 4 - edges) < 1).all()
+
+
+def test_noisy_boxes_do_not(scenes):
+    views = [
+        views_of(scenes, 8, objects=2, min_side=1.0, exact_boxes=share) for share in (0.0, 1.0)
+    ]
+    moved = np.array([one["boxes"] - other["boxes"] for one, other in zip(*views, strict=True)])
+    assert 0.5 < np.abs(moved).mean() < 20.0
+
+
+def test_a_sample_is_the_same_again(scenes):
+    first, again = (views_of(scenes, 6, seed=1, objects=3, nested=0.5) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        for name, values in one.items():
+            assert np.array_equal(values, other[name]), name
