@@ -22,8 +22,9 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 WEIGHTS = {
     "quality_sam_vit_t_second.json": "23,000 views of 256 and 512 pixels",
     "quality_sam_vit_t_third.json": "50,000 views, 1,100 of 1024 pixels",
-    "quality_sam_vit_t_fourth.json": "60,000 views, 2,400 of 1024 pixels; at last with corrections",
-    "quality_sam_vit_t.json": "63,000 views, 5,000 of 1024 pixels; at last with the choice's cost",
+    "quality_sam_vit_t_fourth.json": "60,000 views, 2,400 of 1024 pixels; then corrections",
+    "quality_sam_vit_t_fifth.json": "63,000 views, 5,000 of 1024 pixels; then the choice's cost",
+    "quality_sam_vit_t.json": "68,000 views, 6,300 of 1024 pixels; then nested masks",
 }
 FIGURES = ("box, best", "click, best", "5 clicks")
 CURVES = {

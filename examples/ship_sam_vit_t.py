@@ -1,6 +1,8 @@
 """Puts trained weights into the package: `python -m examples.ship_sam_vit_t run/model`.
 
 They are stored in float16, but the frequencies of the position encoding, and computed in float32.
+Of several models, such as the states of one training after each fall of the learning rate, the mean
+is shipped: what is chance in each goes away.
 """
 
 import argparse
@@ -24,19 +26,20 @@ from segment_anything_transformers.remote_code import CarriesCode
 NAME = "sam_vit_t"
 
 
-def ship(source: Path, folder: Path) -> None:
-    """Writes configuration, weights and processor of the trained model in `source`.
+def ship(sources: list[Path], folder: Path) -> None:
+    """Writes configuration, weights and processor of the mean of the trained models.
 
     Args:
-        source: Folder of a model, as the training writes it.
+        sources: Folders of models, as the training writes them.
         folder: Where the package looks for its weights.
     """
-    model = SegmentAnythingModel.from_pretrained(source)
+    states = [SegmentAnythingModel.from_pretrained(source).state_dict() for source in sources]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
     config = SegmentAnythingModelConfig.from_preset(NAME, dtype="float32")
     config.architectures = [SegmentAnythingModel.__name__]
     weights = {
         name: tensor if "pe_layer" in name else tensor.to(torch.float16)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in mean.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "model.safetensors.tmp"
@@ -51,5 +54,5 @@ def ship(source: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="folder of the trained model")
-    ship(parser.parse_args().source, WEIGHTS_FOLDER / NAME)
+    parser.add_argument("sources", type=Path, nargs="+", help="folders of trained models")
+    ship(parser.parse_args().sources, WEIGHTS_FOLDER / NAME)
