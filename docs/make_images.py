@@ -17,8 +17,8 @@ from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 
 FOLDER = Path(__file__).parent / "images"
-MORE_POINTS = [DEMO_POINT, (300, 300)]
-BOX = (76, 14, 482, 388)
+TUTORIAL_POINTS, TUTORIAL_LABELS = [(285, 90), (300, 170)], [1, 0]
+BOX = (235, 110, 365, 200)
 GAP = 8
 
 
@@ -32,21 +32,28 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
 
 
 def pictures_of(model: SegmentAnythingModel, image: Image.Image) -> dict[str, Image.Image]:
-    """What each step of the tutorial shows, and everything in the picture."""
+    """What each step of the tutorial shows; and a click, a box and everything in the picture."""
     predictor = SAMPredictor(model)
     predictor.set_image(image)
-    masks, scores, logits = predictor(points=np.array([DEMO_POINT]))
-    best = scores.argmax()
-    click = draw_prompts(draw_masks(image, [masks[best]]), [DEMO_POINT])
+
+    def click_on(point: tuple[float, float]) -> tuple[Image.Image, np.ndarray]:
+        masks, scores, logits = predictor(points=np.array([point]))
+        best = scores.argmax()
+        return draw_prompts(draw_masks(image, [masks[best]]), [point]), logits[best]
+
+    click, logits = click_on(TUTORIAL_POINTS[0])
     masks, _, _ = predictor(
-        points=np.array(MORE_POINTS), masks=logits[best][None], multimask_output=False
+        points=np.array(TUTORIAL_POINTS),
+        labels=np.array(TUTORIAL_LABELS),
+        masks=logits[None],
+        multimask_output=False,
     )
-    more = draw_prompts(draw_masks(image, masks), MORE_POINTS)
+    more = draw_prompts(draw_masks(image, masks), TUTORIAL_POINTS, TUTORIAL_LABELS)
     masks, _, _ = predictor(boxes=np.array([BOX]), multimask_output=False)
     box = draw_prompts(draw_masks(image, masks, ["#f97316"]), boxes=[BOX])
     records = SAMAutomaticMaskGenerator(model, **GENERATOR_THRESHOLDS["sam_vit_t"]).generate(image)
     everything = draw_masks(image, [record["segmentation"] for record in records])
-    overview = side_by_side([click, box, everything])
+    overview = side_by_side([click_on(DEMO_POINT)[0], box, everything])
     return {"click": click, "more": more, "box": box, "coffee": overview}
 
 
