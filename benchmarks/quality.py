@@ -139,9 +139,9 @@ def nested(predictor: SAMPredictor, samples: list[Sample]) -> dict[str, float]:
         pairs = (part[:, None] >= 0.5) & (whole >= 0.5)
         np.fill_diagonal(pairs, False)
         rows.append((part.max(), whole.max(), pairs.any()))
-    means = np.mean(rows, axis=0)
     names = ("part, oracle", "whole, oracle", "both")
-    return {"clicks": len(rows), **{n: float(mean) for n, mean in zip(names, means, strict=True)}}
+    columns = zip(names, zip(*rows, strict=True), strict=False)  # none, if no part met its object
+    return {"clicks": len(rows), **{name: float(np.mean(column)) for name, column in columns}}
 
 
 def summarise(
@@ -244,16 +244,18 @@ def main() -> None:
     progress = partial(tqdm, unit="picture")
     others: dict[str, Answer] = {"filled box": filled_box}
     kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = []
+    held_out: list[Sample] = []
     if options.scenes:
-        kinds.append(("held-out scenes", scenes(options.scenes, options.count), None, others))
+        held_out = scenes(options.scenes, options.count)
+        kinds.append(("held-out scenes", held_out, None, others))
     kinds.append(("photographs", photographs(), thresholds, {**others, "GrabCut": grab_cut}))
     for title, samples, everything, others in kinds:
         evaluation = evaluate(predictor, samples, CLICKS, everything, progress=progress)
         results[title] = summarise(samples, evaluation, others)
         results[CORRELATION][title] = evaluation.rating_correlation
         show(f"Mean IoU, {title}", results[title])
-    if options.scenes:
-        results[NESTED] = nested(predictor, kinds[0][1])
+    if held_out:
+        results[NESTED] = nested(predictor, held_out)
         print(f"{NESTED}: {results[NESTED]}")
     for title, value in results[CORRELATION].items():
         print(f"{CORRELATION}, {title}: {value:.2f}")

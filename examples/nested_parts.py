@@ -9,7 +9,7 @@ import numpy as np
 
 from examples.scenes.appearance import blend, scale_colours
 from examples.scenes.pools import Picture
-from examples.scenes.shapes import random_shape
+from examples.scenes.shapes import placed_shape
 from examples.scenes.textures import Rng, gradient, noise, plain, stripes
 
 MIN_SIDE = 24
@@ -49,17 +49,16 @@ def _paint_part(rng: Rng, image: Picture, mask: np.ndarray) -> tuple[Picture, np
     if max(width, height) < MIN_SIDE:
         return None
     side = round(max(width, height) * rng.uniform(0.25, 0.9))
-    shape = random_shape(rng, side)[:height, :width]
-    top += int(rng.integers(height - shape.shape[0] + 1))
-    left += int(rng.integers(width - shape.shape[1] + 1))
-    window = np.s_[top : top + shape.shape[0], left : left + shape.shape[1]]
-    opacity = np.where(mask[window], shape, 0).astype(np.uint8)
+    box = np.s_[top : top + height, left : left + width]
+    window, shape = placed_shape(rng, height, width, side)
+    opacity = np.where(mask[box][window], shape, 0).astype(np.uint8)
     part = np.zeros_like(mask)
-    part[window] = opacity > 127
+    part[box][window] = opacity > 127
     if not SMALLEST_SHARE < part.sum() / mask.sum() < LARGEST_SHARE:
         return None
     image = image.copy()
-    image[window] = blend(image[window], _surface(rng, image[window]), opacity)
+    below = image[box][window]
+    below[:] = blend(below, _surface(rng, below), opacity)
     return image, part
 
 

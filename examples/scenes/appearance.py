@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from examples.scenes.pools import Picture, Pools
-from examples.scenes.shapes import random_shape
+from examples.scenes.shapes import placed_shape, random_shape
 from examples.scenes.textures import Rng, any_texture
 
 # Light and relief are smooth: they are computed on patches of at most this side.
@@ -79,13 +79,8 @@ def _add_parts(rng: Rng, pools: Pools, rgb: Picture) -> Picture:
     height, width = rgb.shape[:2]
     for _ in range(int(rng.integers(1, 7))):
         side = int(max(height, width) * rng.uniform(0.1, 0.5))
-        part = random_shape(rng, max(12, side))[:height, :width]
-        top, left = (
-            int(rng.integers(whole - own + 1))
-            for whole, own in zip(rgb.shape, part.shape, strict=False)
-        )
-        window = rgb[top : top + part.shape[0], left : left + part.shape[1]]
-        window[:] = blend(window, any_texture(rng, pools, *part.shape), part)
+        window, part = placed_shape(rng, height, width, max(12, side))
+        rgb[window] = blend(rgb[window], any_texture(rng, pools, *part.shape), part)
     return rgb
 
 

@@ -167,3 +167,18 @@ def random_shape(rng: Rng, side: int) -> Picture:
     mask = maker(rng, side)
     cropped = crop_to_alpha(np.dstack([mask] * 4))
     return np.ascontiguousarray(cropped[..., 3])
+
+
+def placed_shape(
+    rng: Rng, height: int, width: int, side: int
+) -> tuple[tuple[slice, slice], Picture]:
+    """A shape somewhere within a picture of that size: its rows and columns, and its opacity.
+
+    What is larger than the picture is cut off.
+    """
+    shape = random_shape(rng, side)[:height, :width]
+    top, left = (
+        int(rng.integers(whole - own + 1))
+        for whole, own in zip((height, width), shape.shape, strict=True)
+    )
+    return np.s_[top : top + shape.shape[0], left : left + shape.shape[1]], shape
