@@ -81,8 +81,11 @@ def test_labels_are_read_alike(masks, form):
         np.zeros((N, P + 1, H, W)),
         np.zeros((N + 1, P, H, W)),
         np.tile([0, 1, 255, 0], (N, P, H, 4)),
+        np.full((N, H, W), 255),
+        np.full((N, H, W), 0.5),
+        np.full((N, H, W), np.nan),
     ],
-    ids=["7", "NaN", "prompt sets", "images", "1 and 255"],
+    ids=["7", "NaN", "prompt sets", "images", "1 and 255", "id 255", "id 0.5", "id NaN"],
 )
 def test_other_labels_are_refused_in_the_same_words(labels):
     messages = []

@@ -76,6 +76,9 @@ def test_unknown_labels_do_not_count(masks, unknown):
         (torch.zeros(N, P + 1, H, W), r"\('N', 3, 'h', 'w'\).*got \(2, 4, 12, 16\)"),
         (torch.zeros(H, W), r"got \(12, 16\)"),
         (torch.zeros(N + 1, P, H, W), "those of 2 images, got 3"),
+        (torch.full((N, H, W), 255, dtype=torch.uint8), "the 3 prompt sets from 1 on; got 255"),
+        (torch.full((N, H, W), 0.5), "got 0.5.* axis of prompt sets"),
+        (torch.full((N, H, W), torch.nan), "got nan"),
     ],
 )
 def test_other_labels_are_refused(labels, message):

@@ -100,6 +100,8 @@ def read_labels(
         is_ignored = labels == ignore_value
     known = ~((labels < 0) | is_ignored)  # NaN is no way to say unknown
     if labels.ndim == 3:
+        if not torch.compiler.is_compiling():
+            _check_ids(labels[known].float(), prompt_sets)
         ids = torch.arange(1, prompt_sets + 1, device=labels.device)[:, None, None]
         return (labels[:, None] == ids).float(), known[:, None].expand(-1, prompt_sets, -1, -1)
     if labels.ndim != 4 or labels.shape[1] != prompt_sets:
@@ -111,6 +113,16 @@ def read_labels(
     if labels.dtype != torch.bool and not torch.compiler.is_compiling():
         _check_truth(truth)
     return truth.clamp(max=1.0), known  # 255 is 1
+
+
+def _check_ids(ids: Tensor, prompt_sets: int) -> None:
+    is_id = (ids <= prompt_sets) & (ids == ids.floor())
+    if not is_id.all():
+        raise ValueError(
+            "labels must be instance ids in the shape (N, h, w): 0 for no object, and the numbers "
+            f"of the {prompt_sets} prompt sets from 1 on; got {ids[~is_id][0].item():g}. Masks "
+            "that are 0 and 255, or shares, have an axis of prompt sets: (N, P, h, w)."
+        )
 
 
 def _check_truth(truth: Tensor) -> None:

@@ -104,6 +104,8 @@ def read_labels(labels: Any, prompt_sets: int, ignore_value: int | None = None) 
     # NaN is no way to say unknown
     known = ops.logical_not(ops.logical_or(values < 0.0, is_ignored))
     if len(labels.shape) == 3:
+        if hasattr(values, "numpy"):
+            _check_ids(ops.convert_to_numpy(values)[ops.convert_to_numpy(known)], prompt_sets)
         ids = ops.cast(ops.arange(1, prompt_sets + 1)[:, None, None], "float32")
         truth = ops.cast(values[:, None] == ids, "float32")
         return truth, ops.logical_and(known[:, None], ops.ones_like(truth, dtype="bool"))
@@ -117,6 +119,16 @@ def read_labels(labels: Any, prompt_sets: int, ignore_value: int | None = None) 
     if not is_boolean and hasattr(truth, "numpy"):
         _check_truth(ops.convert_to_numpy(truth))
     return ops.minimum(truth, 1.0), known  # 255 is 1
+
+
+def _check_ids(ids: np.ndarray, prompt_sets: int) -> None:
+    is_id = (ids <= prompt_sets) & (ids == np.floor(ids))
+    if not is_id.all():
+        raise ValueError(
+            "labels must be instance ids in the shape (N, h, w): 0 for no object, and the numbers "
+            f"of the {prompt_sets} prompt sets from 1 on; got {ids[~is_id][0]:g}. Masks "
+            "that are 0 and 255, or shares, have an axis of prompt sets: (N, P, h, w)."
+        )
 
 
 def _check_truth(truth: np.ndarray) -> None:
