@@ -8,14 +8,23 @@ Take this where you need a Trainer of your own: callbacks, another optimizer, lo
 """
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
+
+from transformers import set_seed
 
 from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingProcessor,
     load_samples,
 )
-from segment_anything_transformers.finetuning import SegmentAnythingTrainer, training_arguments
+from segment_anything_transformers.finetuning import (
+    LEARNING_RATES,
+    SegmentAnythingTrainer,
+    find_checkpoint,
+    training_arguments,
+)
 from segment_anything_transformers.finetuning_model import prepare_model, trained_model
 from segment_anything_transformers.training_data import ObjectsDataset, keep_embeddings
 
@@ -30,17 +39,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mode", default="decoder", choices=("decoder", "lora", "all"))
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
     options = parser.parse_args(arguments)
 
     model: Any = SegmentAnythingModel.from_pretrained(options.model)
     processor = SegmentAnythingProcessor.from_pretrained(options.model)
+    set_seed(options.seed)  # adapters start from random values
     learner = prepare_model(model, options.mode)
     train_data = ObjectsDataset(load_samples(options.data), objects_per_image=8, faults="skip")
     eval_data = ObjectsDataset(load_samples(options.eval_data)) if options.eval_data else None
+    for fault in train_data.faults:
+        print(f"skipped {fault}", file=sys.stderr)
+    checkpoints = Path(options.output) / "checkpoints"
     args = training_arguments(
-        f"{options.output}/checkpoints",
+        checkpoints,
         options.steps,
-        learning_rate=2e-4,
+        learning_rate=LEARNING_RATES[options.mode],
+        seed=options.seed,
         bf16=options.bf16,
         eval_strategy="steps" if eval_data else "no",
     )
@@ -50,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             with args.main_process_first():
                 keep_embeddings(dataset, model, processor, f"{options.output}/embeddings")
     trainer = SegmentAnythingTrainer(learner, args, processor, train_data, eval_data)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=find_checkpoint(checkpoints) if options.resume else None)
     if trainer.is_world_process_zero():
         trained_model(learner).save_pretrained(options.output)
         processor.save_pretrained(options.output)

@@ -1,8 +1,11 @@
 import inspect
 import json
 
+import datasets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.cli import main
@@ -51,6 +54,44 @@ def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
         assert torch.equal(tuned[name], tensor), name
 
 
+def test_a_split_to_learn_from_and_one_to_measure(run_on_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    image, masks = rectangles(0)
+    mask = masks[0].astype(np.uint8)
+    rows = {"image": [Image.fromarray(image)], "mask": [Image.fromarray(mask)]}
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    empty = {**rows, "mask": [Image.fromarray(np.zeros_like(mask))]}
+    (tmp_path / "hub").mkdir()
+    for name, content in (("train", rows), ("test", empty)):
+        made = datasets.Dataset.from_dict(content, features=features)
+        made.to_parquet(tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
+    line = "finetune hub --eval-data hub --steps 1 --clicks 1 -q --output tuned"
+    code, _, err = run_on_data(f"{line} --eval-split test")
+    assert code == 2
+    assert "1 of 1 samples are faulty: row 0: there is no object" in err
+    code, _, err = run_on_data(line)
+    assert code == 0, err
+
+
+def test_every_option_of_the_training(run_on_data, tmp_path):
+    options = "--mode lora --lora-rank 2 --objects-per-image 1 --clicks 1 --steps 1 --batch-size 2 "
+    options += "--accumulate 2 --workers 1 --seed 7 --learning-rate 1e-3 --bf16 --checkpointing"
+    code, _, err = run_on_data(f"finetune data {options} -q --output tuned")
+    assert code == 0, err
+    file = tmp_path / "tuned" / "checkpoints" / "checkpoint-1" / "training_args.bin"
+    arguments = torch.load(file, weights_only=False)  # written by this test
+    assert arguments.per_device_train_batch_size == 2
+    assert arguments.gradient_accumulation_steps == 2
+    assert arguments.dataloader_num_workers == 1
+    assert arguments.learning_rate == 1e-3
+    assert arguments.seed == 7
+    assert arguments.bf16
+    tuned = SegmentAnythingModel.from_pretrained("tuned").state_dict()
+    start = SegmentAnythingModel.from_pretrained("tiny").state_dict()
+    changed = {name for name, tensor in start.items() if not tuned[name].equal(tensor)}
+    assert any(name.startswith("image_encoder") for name in changed)
+
+
 def test_faulty_images_are_named(run_on_data, tmp_path):
     (tmp_path / "data" / "masks" / "0.png").unlink()
     code, out, err = run_on_data("finetune data --steps 1 --clicks 1 -q --output tuned")
@@ -67,6 +108,7 @@ def test_faulty_images_are_named(run_on_data, tmp_path):
     [
         ("finetune nowhere --output tuned", "nowhere"),
         ("finetune data --eval-data nowhere --output tuned", "nowhere"),
+        ("finetune a.json --ignore-value 255 --output tuned", "have no pixels of an ignore_value"),
         ("finetune data --output tuned --framework tf", "Keras models learn with their fit"),
         ("finetune data --output tuned --dtype bfloat16", "--bf16 computes in bfloat16"),
     ],

@@ -232,7 +232,7 @@ def load_samples(
             of a data set on the Hub, or a folder of one, which needs the library `datasets`.
         images: The folder of the images that COCO annotations belong to; by default that of the
             JSON file.
-        ignore_value: The value of pixels whose truth is not known.
+        ignore_value: The value of pixels whose truth is not known; of images of masks alone.
         split: Of a data set of `datasets`.
 
     Raises:
@@ -243,6 +243,10 @@ def load_samples(
     if path.suffix == ".json":
         from .annotations_coco import coco_samples
 
+        if ignore_value is not None:
+            raise ValueError(
+                f"{source}: COCO annotations have no pixels of an ignore_value; leave it out."
+            )
         return coco_samples(path, images)
     if (path / "images").is_dir() or (path / "masks").is_dir():
         return folder_samples(path, ignore_value)

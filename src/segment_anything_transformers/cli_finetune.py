@@ -29,6 +29,7 @@ examples:
   segment-anything finetune cells --output my-sam
   segment-anything finetune cells --eval-data held-out --mode lora --bf16 --output my-sam
   segment-anything finetune train.json --images train2017 --steps 5000 --output my-sam
+  segment-anything finetune me/roofs --eval-data me/roofs --eval-split test --output my-sam
   segment-anything finetune cells --output my-sam --resume
   accelerate launch --no_python segment-anything finetune cells --output my-sam
 
@@ -54,6 +55,9 @@ def add_finetune(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     parser.add_argument("--eval-data", metavar="DATA", help="held-out images, measured on the way")
     parser.add_argument(
         "--eval-images", metavar="FOLDER", help="images of --eval-data, if it is COCO annotations"
+    )
+    parser.add_argument(
+        "--eval-split", metavar="SPLIT", help="of --eval-data, if it is a Hub data set"
     )
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the new model")
     parser.add_argument(
@@ -107,7 +111,9 @@ def run_finetune(args: argparse.Namespace) -> int:
         raise UsageError("finetune learns in float32; --bf16 computes in bfloat16")
     args.quiet |= os.environ.get("RANK", "0") != "0"  # of several processes one speaks
     samples = read_samples(args)
-    held_out = read_samples(args, args.eval_data, args.eval_images) if args.eval_data else None
+    held_out = None
+    if args.eval_data:
+        held_out = read_samples(args, args.eval_data, args.eval_images, args.eval_split)
     make_folder(args.output)
     model = load_model(args.model, "torch", args.device, args.dtype)
     from .finetuning import finetune

@@ -41,7 +41,10 @@ def usage_errors() -> Iterator[None]:
 
 
 def read_samples(
-    args: argparse.Namespace, data: str | None = None, images: str | None = None
+    args: argparse.Namespace,
+    data: str | None = None,
+    images: str | None = None,
+    split: str | None = None,
 ) -> Samples:
     """The samples that the options of `add_data_options` mean.
 
@@ -49,6 +52,7 @@ def read_samples(
         args: What was parsed.
         data: Read this instead of the command's DATA.
         images: And its images from this folder, if it is COCO annotations.
+        split: And this part of it, if it is a Hub data set; by default the command's.
 
     Raises:
         UsageError: They cannot be had.
@@ -58,7 +62,7 @@ def read_samples(
     if data is None:
         data, images = args.data, args.images
     with usage_errors():
-        return load_samples(data, images, args.ignore_value, args.split)
+        return load_samples(data, images, args.ignore_value, split or args.split)
 
 
 def faults_asked(args: argparse.Namespace) -> Faults:
