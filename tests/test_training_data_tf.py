@@ -76,6 +76,27 @@ def test_fit_learns_from_a_folder(folder, processor):
     assert history["loss"][-1] < 0.8 * history["loss"][0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("clicks", [0, 1])
+def test_fit_simulates_corrections(folder, processor, clicks):
+    keras.utils.set_random_seed(0)
+    model = TFSegmentAnythingModel(small_config())
+    assert model.clicks == 0
+    model.clicks = clicks
+    before = model.state_dict()
+    model.compile(keras.optimizers.SGD(1e-2), run_eagerly=clicks == 0)  # a graph takes longer
+    batches = ObjectBatches(folder_samples(folder)[:2], processor, objects_per_image=2)
+    history = model.fit(batches, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert 0.0 <= history["iou"][0] <= 1.0
+    after = model.state_dict()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert any(name.startswith("image_encoder") for name in changed)
+    # masks of earlier rounds are prompts of the corrections alone
+    assert any("mask_downscaling" in name for name in changed) == bool(clicks)
+    assert model.evaluate(batches, return_dict=True, verbose=0).keys() == {"loss", "iou"}
+
+
 def test_faults_are_refused_or_skipped(folder, processor):
     (folder / "masks" / "3.png").unlink()
     with pytest.raises(AnnotationError, match=r"1 of 5 samples are faulty: 3\.png: it has no mask"):

@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -33,7 +34,12 @@ from .configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
 from .export_tf_segment_anything import FOR_TFLITE, export_model
-from .loss_tf_segment_anything import loss_of_all_masks, mask_iou, resize_labels
+from .loss_tf_segment_anything import (
+    interactive_loss,
+    loss_of_all_masks,
+    mask_iou,
+    resize_labels,
+)
 from .mask_ops import bilinear_matrix
 
 
@@ -1296,7 +1302,12 @@ def _named_weights(
 
 
 class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
-    """Segment Anything: masks for points, boxes and masks in an image."""
+    """Segment Anything: masks for points, boxes and masks in an image.
+
+    Attributes:
+        clicks: Corrections that a step of `fit` simulates. With 0 it learns from the prompts of the
+            inputs alone; otherwise from prompts that it draws itself, see `interactive_loss`.
+    """
 
     config_class = SegmentAnythingModelConfig
 
@@ -1309,6 +1320,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         """
         super().__init__(autocast=False, **kwargs)
         self.config = config
+        self.clicks = 0
         self.iou_tracker = keras.metrics.Mean("iou")
         self._is_fitting = False
         self.image_encoder = ImageEncoder(config)
@@ -1419,7 +1431,8 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         if not return_logits:
             masks = masks > self.mask_threshold
         results = (masks, scores, logits)
-        return results if has_sets else tuple(result[:, 0] for result in results)
+        results = results if has_sets else tuple(result[:, 0] for result in results)
+        return (*results, embeddings) if self._is_fitting else results
 
     def decode(
         self,
@@ -1569,7 +1582,8 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         """The paper's loss, unless `compile` was given another one.
 
         `fit` and `evaluate` decode all masks: the single one learns, and the best of the multiple
-        ones. They report the mean IoU of the one that the model rates highest as `iou`.
+        ones. They report the mean IoU of the one that the model rates highest as `iou`. With
+        `clicks`, `fit` learns from a simulated interaction instead.
 
         Args:
             x: The inputs, as `call` takes them.
@@ -1589,7 +1603,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
                 "Training takes pairs (inputs, true masks), without sample weights; mark what "
                 "should not count with negative values in the masks."
             )
-        _, scores, logits = y_pred
+        _, scores, logits, embeddings = y_pred
         labels = ops.convert_to_tensor(y)
         if len(logits.shape) == 4:
             labels, scores, logits = labels[:, None], scores[:, None], logits[:, None]
@@ -1597,7 +1611,12 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         iou = mask_iou(logits > self.mask_threshold, truth > 0.5, known)
         rated_best = ops.argmax(scores, axis=-1)[..., None]
         self.iou_tracker.update_state(ops.take_along_axis(iou, rated_best, axis=-1))
-        loss = loss_of_all_masks(logits, scores, labels, self.mask_threshold)
+        if training and self.clicks:
+            decode = partial(self.decode, embeddings)
+            input_hw = self._input_hw(tuple(embeddings.shape[1:3]))
+            loss = interactive_loss(decode, labels, input_hw, self.mask_threshold, self.clicks)
+        else:
+            loss = loss_of_all_masks(logits, scores, labels, self.mask_threshold)
         return loss + sum(self.losses)
 
     def train_step(self, *args: Any) -> Any:
