@@ -215,6 +215,17 @@ def test_the_picture_shows_the_worst(evaluation, samples):
     np.testing.assert_array_equal(greenish > 300, [[True, True], [True, False]])
 
 
+def test_the_picture_of_float_images_is_that_of_bytes(evaluation, samples):
+    sound = {sample.name: sample for sample in samples.sound("skip")[0]}
+
+    def read(index):
+        sample = sound[list(sound)[index]]
+        return sample.image.astype(np.float32) + 0.25, sample.masks, sample.ignored
+
+    floats = draw_worst(evaluation, Samples(list(sound), read), 3)
+    np.testing.assert_array_equal(floats, draw_worst(evaluation, samples, 3))
+
+
 def test_what_cannot_be_measured_is_refused(model, samples):
     with pytest.raises(AnnotationError, match="b: cut off"):
         evaluate(model, samples, clicks=[1])

@@ -104,5 +104,7 @@ def _surroundings(box: Sequence[int], size_hw: tuple[int, ...]) -> tuple[int, in
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
-    """The image with 8 bits a channel."""
-    return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    """The image with 8 bits a channel; floats are from 0 to 255, as everywhere."""
+    if image.dtype == np.uint16:
+        return (image >> 8).astype(np.uint8)
+    return np.rint(image).clip(0, 255).astype(np.uint8)
