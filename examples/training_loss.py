@@ -89,19 +89,27 @@ def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(near, truth, -1.0)
 
 
-def rating_loss(logits: Tensor, scores: Tensor, truth: Tensor) -> Tensor:
+def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
+    """IoU (N, P, K) of masks (N, P, K, H', W') with the truth (N, P, H', W')."""
+    target = truth[:, :, None] > 0.5
+    return mask_iou(logits.detach() > 0.0, target, torch.ones_like(target))
+
+
+def rating_loss(scores: Tensor, iou: Tensor) -> Tensor:
     """How wrong the predicted IoU is, and what the choice by it among the multiple masks costs.
 
     The first is the mean squared error. The second is the IoU that is lost against the best of the
     multiple masks, if one is drawn the more often the higher it is rated: of two masks that are
     nearly as good the error alone does not care which is rated higher.
+
+    Args:
+        scores: (..., 1 + K), predicted.
+        iou: (..., 1 + K), real.
     """
-    target = truth[:, :, None] > 0.5
-    iou = mask_iou(logits.detach() > 0.0, target, torch.ones_like(target))
     error = (scores.float() - iou).square().mean()
-    chances = (scores[:, :, 1:].float() / CHOICE_TEMPERATURE).softmax(2)
-    lost = iou[:, :, 1:].amax(2, keepdim=True) - iou[:, :, 1:]
-    return QUALITY_WEIGHT * error + CHOICE_WEIGHT * (chances * lost).sum(2).mean()
+    chances = (scores[..., 1:].float() / CHOICE_TEMPERATURE).softmax(-1)
+    lost = iou[..., 1:].amax(-1, keepdim=True) - iou[..., 1:]
+    return QUALITY_WEIGHT * error + CHOICE_WEIGHT * (chances * lost).sum(-1).mean()
 
 
 def normalise(pixels: Tensor, inside: Tensor, config: SegmentAnythingModelConfig) -> Tensor:
@@ -138,7 +146,7 @@ def loss_of_answers(logits: Tensor, scores: Tensor, truth: Tensor, boxes: Tensor
     near = around_objects(truth, boxes)
     loss = loss_of_all_masks(logits, scores, truth)
     loss = loss + loss_of_all_masks(logits, scores.detach(), near)
-    return loss + rating_loss(logits, scores, truth)
+    return loss + rating_loss(scores, true_iou(logits, truth))
 
 
 def training_loss(
@@ -173,9 +181,10 @@ def training_loss(
     figures["dense_loss"] = dense_loss.item()
     if corrections:
         some = either_prompt(len(pixels), truth.shape[1] // 2, pixels.device)
-        answer = best_masks(logits, scores), *prompts
-        taken = [values[some] for values in (*answer, truth, objects)]
-        loss = loss + correction_loss(model, embeddings, corrections, *taken)
+        answer = best_masks(logits, scores), *prompts, truth
+        taken = [values[some] for values in answer]
+        corrected = corrected_answers(model, embeddings, corrections, *taken)
+        loss = loss + loss_of_answers(*corrected, truth[some], objects[some])
     return loss, figures
 
 
@@ -192,7 +201,7 @@ def best_masks(logits: Tensor, scores: Tensor) -> Tensor:
     return logits.detach().take_along_dim(best, dim=2)
 
 
-def correction_loss(
+def corrected_answers(
     model: SegmentAnythingModel,
     embeddings: Tensor,
     corrections: int,
@@ -201,9 +210,10 @@ def correction_loss(
     labels: Tensor,
     boxes: Tensor,
     truth: Tensor,
-    objects: Tensor,
-) -> Tensor:
-    """Loss after some clicks where the mask is wrong, with the mask before each; the last learns.
+) -> tuple[Tensor, Tensor]:
+    """Masks and scores after some clicks where the mask is wrong, with the mask before each.
+
+    The answers before the last one build no gradients.
 
     Args:
         model: The model.
@@ -214,7 +224,6 @@ def correction_loss(
         labels: (N, P, 1) of theirs.
         boxes: (N, P, 4) of theirs.
         truth: (N, P, H', W') in [0, 1].
-        objects: (N, P, 4) boxes of the objects.
     """
     scale = PATCH_SIZE / MASK_UPSCALING
     points = F.pad(points, (0, 0, 0, MOST_CORRECTIONS), value=PADDING)
@@ -226,16 +235,13 @@ def correction_loss(
         if number < corrections:
             with torch.no_grad():
                 masks, _ = model.decode(embeddings, points, labels, boxes, masks, slice(0, 1))
-    logits, scores = model.decode(embeddings, points, labels, boxes, masks)
-    return loss_of_answers(logits, scores, truth, objects)
+    return model.decode(embeddings, points, labels, boxes, masks)
 
 
 @torch.no_grad()
 def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, float]:
     """Mean IoU for clicks and boxes: the single mask, and the best of three by own score."""
-    masks, target = logits > 0, (truth > 0.5)[:, :, None]
-    union = (masks | target).sum((-2, -1)).clamp(min=1)
-    iou = (masks & target).sum((-2, -1)) / union  # (N, P, K + 1)
+    iou = true_iou(logits, truth)
     picked = iou[:, :, 1:].take_along_dim(scores[:, :, 1:].argmax(2, keepdim=True), dim=2)
     half = iou.shape[1] // 2
     return {

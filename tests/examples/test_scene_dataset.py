@@ -7,29 +7,18 @@ import pytest
 
 from examples.nested_parts import LARGEST_SHARE, SMALLEST_SHARE, nested_masks
 from examples.scene_dataset import SceneDataset, ViewOptions
+from tests.few_scenes import SIDE, write_scenes
 
-SIDE = 256
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_scenes(tmp_path)
 
 
 def views_of(folder, count, seed=0, **options):
     """The first samples of a folder's scenes; a `Dataset` alone would go on without an end."""
     data = SceneDataset([folder], ViewOptions(size=SIDE, **options), count, seed)
     return [data[index] for index in range(len(data))]
-
-
-@pytest.fixture
-def scenes(tmp_path):
-    """Four scenes of a grey ground with a large disc and a small square."""
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    instances = np.zeros((4, SIDE, SIDE), np.uint8)
-    instances[:, (rows - 120) ** 2 + (columns - 130) ** 2 < 80**2] = 1
-    instances[:, 220:240, 20:40] = 2
-    images = np.full((4, SIDE, SIDE, 3), 90, np.uint8)
-    images[instances == 1] = (200, 60, 40)
-    images[instances == 2] = (30, 160, 220)
-    np.save(tmp_path / "instances-00000.npy", instances)
-    np.save(tmp_path / "images-00000.npy", images)
-    return tmp_path
 
 
 def test_parts_are_within_what_they_are_on():

@@ -13,6 +13,7 @@ from examples.training_loss import (
     around_objects,
     rating_loss,
     training_loss,
+    true_iou,
 )
 from examples.training_start import initial_model
 from segment_anything_transformers import SegmentAnythingModelConfig
@@ -113,19 +114,19 @@ def three_masks(*scores):
 
 def test_a_right_rating_costs_nothing():
     logits, scores, truth = three_masks(0.0, 0.5, 1.0)
-    assert rating_loss(logits, scores, truth).item() == pytest.approx(0.0, abs=1e-3)
+    assert rating_loss(scores, true_iou(logits, truth)).item() == pytest.approx(0.0, abs=1e-3)
 
 
 def test_a_wrong_choice_costs_the_iou_that_it_loses():
     logits, scores, truth = three_masks(0.0, 1.5, 0.5)
     error = (1.0 + 0.25) / 4
-    loss = rating_loss(logits, scores, truth)
+    loss = rating_loss(scores, true_iou(logits, truth))
     assert loss.item() == pytest.approx(QUALITY_WEIGHT * error + CHOICE_WEIGHT * 0.5)
 
 
 def test_of_two_masks_rated_alike_the_better_one_rises():
     logits, scores, truth = three_masks(0.0, 0.75, 0.75)  # the errors pull equally
-    rating_loss(logits, scores, truth).backward()
+    rating_loss(scores, true_iou(logits, truth)).backward()
     single, _, worse, better = scores.grad.flatten()
     assert single == 0
     assert worse == pytest.approx(-better)
