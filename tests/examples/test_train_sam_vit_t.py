@@ -1,0 +1,68 @@
+"""The command that trained `sam_vit_t`: it goes on where it was cut off; its models ship."""
+
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+
+from examples import train_sam_vit_t
+from examples.ship_sam_vit_t import ship
+from segment_anything_transformers import SegmentAnythingModel
+from tests.few_scenes import write_scenes
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Trains to a step, in a folder of its own; returns the checkpoint."""
+    scenes = write_scenes(tmp_path)
+
+    def run(name, steps, *options):
+        line = f"train --scenes {scenes} --output {tmp_path / name} --initial sam_vit_t --size 128 "
+        line += f"--batch-size 1 --objects 2 --workers 0 --save-every 2 --steps {steps} "
+        line += "--warmup-steps 2 --corrections 0"
+        monkeypatch.setattr(sys, "argv", [*line.split(), *options])
+        train_sam_vit_t.main()
+        return torch.load(tmp_path / name / "last.pt", weights_only=True)
+
+    return run
+
+
+def test_a_run_that_was_cut_off_ends_where_the_other_does(train, tmp_path):
+    at_once = train("at_once", 4)
+    assert train("cut", 2)["step"] == 2
+    resumed = train("cut", 4)
+    assert resumed["step"] == at_once["step"] == 4
+    for part in ("parts", "average"):
+        assert resumed[part].keys() == at_once[part].keys()
+        for name, weight in at_once[part].items():
+            assert torch.equal(weight, resumed[part][name]), name
+    start = SegmentAnythingModel.from_pretrained("sam_vit_t").state_dict()
+    assert any(not at_once["parts"][f"model.{name}"].equal(w) for name, w in start.items())
+
+
+def test_the_state_before_the_rate_falls_is_kept(train, tmp_path):
+    train("falling", 3, "--decay-steps", "2")
+    assert torch.load(tmp_path / "falling" / "stable.pt", weights_only=True)["step"] == 1
+
+
+def test_the_rate_rises_stays_and_falls_to_zero():
+    options = Namespace(warmup_steps=4, steps=20, decay_steps=5)
+    shares = [train_sam_vit_t.learning_rate_share(step, options) for step in range(21)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert shares[4:16] == [1.0] * 12
+    assert shares[16:] == [0.8, 0.6, 0.4, 0.2, 0.0]
+
+
+def test_the_mean_of_models_is_shipped(tmp_path):
+    model = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    for name, change in (("a", 0.25), ("b", -0.75)):
+        with torch.no_grad():
+            model.mask_decoder.iou_token.weight.add_(change)
+        model.save_pretrained(tmp_path / name)
+    ship([tmp_path / "a", tmp_path / "b"], tmp_path / "shipped")
+    shipped = SegmentAnythingModel.from_pretrained(tmp_path / "shipped")
+    start = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    token, expected = (one.mask_decoder.iou_token.weight for one in (shipped, start))
+    torch.testing.assert_close(token, expected - 0.125, rtol=0, atol=1e-3)  # stored in half
+    assert torch.equal(shipped.image_encoder.pos_embed, start.image_encoder.pos_embed)
