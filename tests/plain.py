@@ -75,9 +75,6 @@ def decode_one(model, embedding, prompts):
             grid_w * model.config.encoder_patch_size,
         ),
     )
-    if "input_points" in prompts and "input_boxes" in prompts:
-        end = prompts["input_points"].shape[1]  # "not a point" stands there, for want of a box
-        sparse = torch.cat([sparse[:, :, :end], sparse[:, :, end + 1 :]], dim=2)
     sets = max(dense.shape[1], 1 if sparse is None else sparse.shape[1])
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = outputs.expand(sets, -1, -1)

@@ -355,6 +355,17 @@ def test_presets_ask_the_hub_for_their_repository(preset, repository, tmp_path):
         SegmentAnythingModel.from_pretrained(preset, cache_dir=tmp_path)
 
 
+def test_a_folder_named_like_a_preset_is_that_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("sam_vit_t")
+    SegmentAnythingImageProcessor.from_config(model.config).save_pretrained("sam_vit_t")
+    loaded = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    assert loaded.config.input_size == model.config.input_size
+    assert loaded.config.encoder_embed_dim == model.config.encoder_embed_dim
+    processor = SegmentAnythingImageProcessor.from_pretrained("sam_vit_t")
+    assert processor.size["longest_edge"] == max(model.config.input_size) != 1024
+
+
 def test_a_preset_loads_from_the_hubs_cache(model, tmp_path):
     """What a download leaves behind, then offline: the names and configuration of transformers."""
     snapshot = tmp_path / "models--facebook--sam-vit-base/snapshots/0123456789"

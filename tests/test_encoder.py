@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from segment_anything_transformers import modeling_segment_anything as modeling
@@ -22,6 +23,27 @@ def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementati
     model.set_attn_implementation(implementation)
     pixels = random_images(model.config)
     assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("implementation", "is_called"), [("sdpa", True), ("eager", False)])
+@torch.no_grad()
+def test_what_runs_off_a_processor_equals_the_plain_form(monkeypatch, implementation, is_called):
+    """There PyTorch's attention gets the relative positions as its bias."""
+    monkeypatch.setattr(modeling, "_is_in_pieces", lambda *_: False)
+    monkeypatch.setattr(modeling, "_biases_are_fused", lambda _: True)
+    theirs, biases = F.scaled_dot_product_attention, []
+
+    def attention(query, key, value, bias, *options):
+        biases.append(bias)
+        return theirs(query, key, value, bias, *options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    model = random_model(small_config())
+    model.set_attn_implementation(implementation)
+    pixels = random_images(model.config)
+    assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
+    assert bool(biases) == is_called
+    assert all(bias is not None for bias in biases)
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (80, 80)])

@@ -156,6 +156,8 @@ def test_not_a_point_stands_exactly_where_there_are_points_and_no_boxes(model, p
     assert exists[0, 0].tolist() == [True] * 4 + [False] + [True] * 4
     only_boxes, _ = model.get_prompt_embeddings(input_boxes=prompts["input_boxes"])
     assert only_boxes.shape[2] == 4
+    both, _ = model.get_prompt_embeddings(points, labels, prompts["input_boxes"])
+    assert_close(both, torch.cat([only_points[:, :, :4], only_boxes], dim=2))
 
 
 @torch.no_grad()

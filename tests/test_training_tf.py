@@ -130,6 +130,9 @@ def test_each_drop_rate_acts_in_training_alone(rate):
     noisy = [np.asarray(model.get_image_embeddings(images, training=True)) for _ in range(2)]
     assert not np.array_equal(*noisy)
     assert not np.array_equal(noisy[0], quiet[0])
+    for training, is_same in ((False, True), (True, False)):
+        logits = [np.asarray(model({"images": images}, training=training)[2]) for _ in range(2)]
+        assert np.array_equal(*logits) == is_same
 
 
 def test_another_loss_of_compile_is_used(model):

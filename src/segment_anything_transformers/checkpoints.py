@@ -116,9 +116,10 @@ def _count(names: Iterable[str], prefix: str) -> int:
 def adapt_weights(weights: Weights, config: SegmentAnythingModelConfig) -> Weights:
     """Weights under our names, fitted to another number of channels or another input size.
 
-    `first_conv` is folded to one channel by a sum over the old ones, and repeated to more (scaled,
-    so that a grey image gives what it gave before). `pos_embed` and the relative positions of
-    global blocks are resampled linearly. What fits stays as it is, the very same array.
+    `first_conv` is folded to one channel by a sum over the old ones, and repeated to more (scaled;
+    with a multiple of the old number a grey image gives what it gave before). `pos_embed` and the
+    relative positions of global blocks are resampled linearly. What fits stays as it is, the very
+    same array.
 
     Args:
         weights: Names to arrays; left unchanged.

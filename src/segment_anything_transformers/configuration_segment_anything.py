@@ -230,8 +230,8 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         The configuration of a Hugging Face SAM repository (`model_type` "sam") comes back in our
         fields.
         """
-        if str(pretrained_model_name_or_path) in PRESETS:
-            name = str(pretrained_model_name_or_path)
+        name = str(pretrained_model_name_or_path)
+        if name in PRESETS and not os.path.isdir(name):
             return cls.from_preset(name).to_dict(), kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "sam":

@@ -127,8 +127,9 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Dictionary of the image processor for a preset's name, a folder or a Hub repository."""
-        if str(pretrained_model_name_or_path) in PRESETS:
-            config = SegmentAnythingModelConfig.from_preset(str(pretrained_model_name_or_path))
+        name = str(pretrained_model_name_or_path)
+        if name in PRESETS and not os.path.isdir(name):
+            config = SegmentAnythingModelConfig.from_preset(name)
             return cls.from_config(config).to_dict(), kwargs
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 

@@ -172,11 +172,8 @@ def _attend(
     dropout: float,
     implementation: str | None,
 ) -> Tensor:
-    """Softmax attention over the last but one axis; `bias` adds to the scaled scores.
-
-    On a processor `scaled_dot_product_attention` is slower with a bias than written out.
-    """
-    if implementation != "eager" and (bias is None or query.device.type != "cpu"):
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
+    if implementation != "eager" and (bias is None or _biases_are_fused(query)):
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
     scaled = query * query.shape[-1] ** -0.5
     if bias is not None and bias.ndim == 3:
@@ -185,6 +182,11 @@ def _attend(
     else:
         scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
     return F.dropout(scores.softmax(-1), dropout) @ value
+
+
+def _biases_are_fused(query: Tensor) -> bool:
+    """Whether attention with a bias is left to PyTorch: on a processor it is slower there."""
+    return query.device.type != "cpu"
 
 
 def _relative_positions(table: Tensor, size: int) -> Tensor:
@@ -1464,7 +1466,8 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         """Embeddings of prompts: tokens (N, P, M, D) and a grid (N, P, D, H'', W'').
 
         Without a mask the grid is (1, 1, D, 1, 1), to be broadcast; without points and boxes
-        there are no tokens. The prompts have the shapes that `forward` takes.
+        there are no tokens. What a prompt set does not have but others do has a token, too. The
+        prompts have the shapes that `forward` takes.
 
         Args:
             input_points: (N, P, M1, 2).
@@ -1475,7 +1478,10 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         """
         input_hw = input_size or self.config.input_size
         prompts = _arrange_prompts(input_points, input_labels, input_boxes, input_masks)
-        return self.prompt_encoder(*prompts, input_hw)[:2]
+        tokens, dense, exists = self.prompt_encoder(*prompts, input_hw)
+        if tokens is not None and exists is not None:
+            tokens = tokens[:, :, exists.any(0).any(0)]
+        return tokens, dense
 
     def forward(
         self,

@@ -1301,15 +1301,137 @@ def _named_weights(
                     yield from _named_weights(step, f"{prefix}{name}.{index}.")
 
 
-class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
+class TFSegmentAnythingPreTrainedModel(keras.Model, PushToHubMixin):
+    """What a model does with weights: reads them, writes them, names them as PyTorch does."""
+
+    config_class = SegmentAnythingModelConfig
+
+    def __init__(self, config: SegmentAnythingModelConfig, **kwargs: Any) -> None:
+        """Keeps the configuration.
+
+        Args:
+            config: The configuration.
+            kwargs: What `keras.Model` takes.
+        """
+        super().__init__(autocast=False, **kwargs)
+        self.config = config
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Weights as numpy arrays, with the names and the axes of the PyTorch class."""
+        state = {}
+        for name, variable, axes in _named_weights(self):
+            array = np.asarray(ops.convert_to_tensor(variable))
+            array = array if axes is None else array.transpose(np.argsort(axes))
+            state[name] = np.ascontiguousarray(array)
+        return state
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Takes weights with the names and the axes of the PyTorch class.
+
+        Raises:
+            ValueError: Weights are missing, too many, or of another shape, each named.
+        """
+        named = {name: (variable, axes) for name, variable, axes in _named_weights(self)}
+        missing, unexpected = sorted(named.keys() - state), sorted(state.keys() - named)
+        wrong = []
+        for name in named.keys() & state.keys():
+            variable, axes = named[name]
+            array = state[name] if axes is None else state[name].transpose(axes)
+            if tuple(array.shape) != tuple(variable.shape):
+                wrong.append(f"{name} is {state[name].shape}")
+                continue
+            variable.assign(array)
+        if missing or unexpected or wrong:
+            raise ValueError(
+                f"The weights do not fit the configuration. Missing: {missing}. "
+                f"Unexpected: {unexpected}. Of another shape: {wrong}."
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        config: SegmentAnythingModelConfig | str | os.PathLike[str] | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Model with the weights of a preset, a folder, a Hub repository or a Meta checkpoint.
+
+        Reads what `SegmentAnythingModel.from_pretrained` reads; a `.pth` file needs PyTorch.
+
+        Args:
+            pretrained_model_name_or_path: The preset's name, folder, repository or file.
+            config: The configuration to use instead of the checkpoint's.
+            dtype: A dtype policy of Keras, such as "mixed_bfloat16"; by default the global one.
+            kwargs: Fields of the configuration to replace, and options of the Hub.
+
+        Raises:
+            OSError: No such preset, file, folder or repository, or a file that cannot be read.
+            TypeError: An option is unknown.
+            ValueError: The weights do not fit the model, each named.
+        """
+        config, weights, unknown = load_checkpoint(
+            pretrained_model_name_or_path, cls.config_class, config, kwargs, framework="np"
+        )
+        if unknown:
+            raise TypeError(f"Unknown options {sorted(unknown)}.")
+        policy = keras.config.dtype_policy()
+        try:
+            keras.config.set_dtype_policy(dtype or policy)
+            model = cls(config)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        model.load_state_dict(weights)
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        max_shard_size: int | str = "50GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes configuration and weights; the file is the one that the PyTorch class writes.
+
+        Args:
+            save_directory: Folder, made if needed.
+            max_shard_size: Weights beyond it go to several files.
+            push_to_hub: Whether to upload the folder.
+            kwargs: Options of `push_to_hub`.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.architectures = ["SegmentAnythingModel"]
+        self.config.save_pretrained(folder)
+        state = self.state_dict()
+        split = split_state_dict_into_shards_factory(
+            state,
+            get_storage_size=lambda array: array.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+        for name, keys in split.filename_to_tensors.items():
+            unfinished = folder / f"{name}.tmp"
+            save_file({key: state[key] for key in keys}, unfinished, metadata={"format": "pt"})
+            unfinished.rename(folder / name)
+        if split.is_sharded:
+            # Of what PyTorch calls parameters: the frequencies do not learn.
+            count = sum(array.size for name, array in state.items() if "pe_layer" not in name)
+            metadata = {"total_parameters": count, **split.metadata}
+            index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+            text = json.dumps(index, indent=2, sort_keys=True)
+            (folder / SAFETENSORS_INDEX).write_text(f"{text}\n")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+
+class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
     """Segment Anything: masks for points, boxes and masks in an image.
 
     Attributes:
         clicks: Corrections that a step of `fit` simulates. With 0 it learns from the prompts of the
             inputs alone; otherwise from prompts that it draws itself, see `interactive_loss`.
     """
-
-    config_class = SegmentAnythingModelConfig
 
     def __init__(self, config: SegmentAnythingModelConfig, **kwargs: Any) -> None:
         """Builds the model that the configuration describes, with random weights.
@@ -1318,8 +1440,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
             config: The configuration.
             kwargs: What `keras.Model` takes.
         """
-        super().__init__(autocast=False, **kwargs)
-        self.config = config
+        super().__init__(config, **kwargs)
         self.clicks = 0
         self.iou_tracker = keras.metrics.Mean("iou")
         self._is_fitting = False
@@ -1385,16 +1506,18 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         """Embeddings of prompts: tokens (N, P, M, D) and a grid (N, P, H'', W'', D).
 
         Without a mask the grid is (1, 1, 1, 1, D), to be broadcast; without points and boxes
-        there are no tokens. There is a token for what a prompt set does not have, too.
+        there are no tokens. What a prompt set does not have but others do has a token, too.
 
         Args:
             inputs: The prompts, as `call` takes them.
             input_size: Size (H, W) that the coordinates refer to, by default the configuration's.
         """
         prompts, _ = _read_prompts(inputs)
-        tokens, dense, _ = self.prompt_encoder(
+        tokens, dense, exists = self.prompt_encoder(
             *prompts, input_hw=input_size or self.config.input_size
         )
+        if exists is not None:
+            tokens = ops.take(tokens, ops.nonzero(ops.any(exists, axis=(0, 1)))[0], axis=2)
         return tokens, dense
 
     def call(
@@ -1403,7 +1526,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         training: bool = False,
         multimask_output: bool = False,
         return_logits: bool = False,
-    ) -> tuple[Any, Any, Any]:
+    ) -> tuple[Any, ...]:
         """Masks of every image, at the size of the model input.
 
         Args:
@@ -1430,7 +1553,7 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
         masks = self._at_input_size(logits)
         if not return_logits:
             masks = masks > self.mask_threshold
-        results = (masks, scores, logits)
+        results: tuple[Any, ...] = (masks, scores, logits)
         results = results if has_sets else tuple(result[:, 0] for result in results)
         return (*results, embeddings) if self._is_fitting else results
 
@@ -1639,112 +1762,6 @@ class TFSegmentAnythingModel(keras.Model, PushToHubMixin):
             yield
         finally:
             self._is_fitting = False
-
-    # -------------------------------------------------------------------------------- weights
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Weights as numpy arrays, with the names and the axes of the PyTorch class."""
-        state = {}
-        for name, variable, axes in _named_weights(self):
-            array = np.asarray(ops.convert_to_tensor(variable))
-            array = array if axes is None else array.transpose(np.argsort(axes))
-            state[name] = np.ascontiguousarray(array)
-        return state
-
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Takes weights with the names and the axes of the PyTorch class.
-
-        Raises:
-            ValueError: Weights are missing, too many, or of another shape, each named.
-        """
-        named = {name: (variable, axes) for name, variable, axes in _named_weights(self)}
-        missing, unexpected = sorted(named.keys() - state), sorted(state.keys() - named)
-        wrong = []
-        for name in named.keys() & state.keys():
-            variable, axes = named[name]
-            array = state[name] if axes is None else state[name].transpose(axes)
-            if tuple(array.shape) != tuple(variable.shape):
-                wrong.append(f"{name} is {state[name].shape}")
-                continue
-            variable.assign(array)
-        if missing or unexpected or wrong:
-            raise ValueError(
-                f"The weights do not fit the configuration. Missing: {missing}. "
-                f"Unexpected: {unexpected}. Of another shape: {wrong}."
-            )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        config: SegmentAnythingModelConfig | str | os.PathLike[str] | None = None,
-        dtype: Any = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Model with the weights of a preset, a folder, a Hub repository or a Meta checkpoint.
-
-        Reads what `SegmentAnythingModel.from_pretrained` reads; a `.pth` file needs PyTorch.
-
-        Args:
-            pretrained_model_name_or_path: The preset's name, folder, repository or file.
-            config: The configuration to use instead of the checkpoint's.
-            dtype: A dtype policy of Keras, such as "mixed_bfloat16"; by default the global one.
-            kwargs: Fields of the configuration to replace, and options of the Hub.
-
-        Raises:
-            OSError: No such preset, file, folder or repository, or a file that cannot be read.
-            TypeError: An option is unknown.
-            ValueError: The weights do not fit the model, each named.
-        """
-        config, weights, unknown = load_checkpoint(
-            pretrained_model_name_or_path, cls.config_class, config, kwargs, framework="np"
-        )
-        if unknown:
-            raise TypeError(f"Unknown options {sorted(unknown)}.")
-        policy = keras.config.dtype_policy()
-        try:
-            keras.config.set_dtype_policy(dtype or policy)
-            model = cls(config)
-        finally:
-            keras.config.set_dtype_policy(policy)
-        model.load_state_dict(weights)
-        return model
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        max_shard_size: int | str = "50GB",
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Writes configuration and weights; the file is the one that the PyTorch class writes.
-
-        Args:
-            save_directory: Folder, made if needed.
-            max_shard_size: Weights beyond it go to several files.
-            push_to_hub: Whether to upload the folder.
-            kwargs: Options of `push_to_hub`.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.architectures = ["SegmentAnythingModel"]
-        self.config.save_pretrained(folder)
-        state = self.state_dict()
-        split = split_state_dict_into_shards_factory(
-            state,
-            get_storage_size=lambda array: array.nbytes,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-        for name, keys in split.filename_to_tensors.items():
-            unfinished = folder / f"{name}.tmp"
-            save_file({key: state[key] for key in keys}, unfinished, metadata={"format": "pt"})
-            unfinished.rename(folder / name)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     def export(
         self,
