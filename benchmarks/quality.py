@@ -7,7 +7,8 @@ The package's `evaluate` measures. For each object there is its box, or a click 
 inside and further ones where the mask is wrong; a mask is compared at the size of the picture.
 `single` is the model's single mask, `best` the one of its three that it rates highest itself,
 `oracle` the one that is. The filled box and OpenCV's GrabCut answer the same boxes. Everything mode
-runs on the photographs alone: scenes have objects that no grid of clicks meets.
+runs on the photographs alone: scenes have objects that no grid of clicks meets. Some photographs
+were backgrounds of scenes to learn from; objects in the other ones have figures of their own.
 
 A click on a part means the part and the whole. On each scene's largest object a part is painted,
 and the three masks that a click on it gets are compared with both.
@@ -32,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.speeds import page
 from examples.nested_parts import nested_masks
 from examples.scene_dataset import shards
+from examples.scenes import sources
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.evaluation import Evaluation, evaluate
@@ -45,6 +47,9 @@ SIZES = {
     "5% to 20%": (0.05, 0.2),
     "over 20%": (0.2, np.inf),
 }
+NEW = "in new pictures"
+"""Of the photographs those that no scene to learn from had in its background."""
+
 CLICKS = (1, 5)
 FIGURES = {
     "box, single": "box",
@@ -92,6 +97,13 @@ def photographs() -> list[Sample]:
             cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
         samples.append(Sample(name, image, masks.astype(bool)))
     return samples
+
+
+def is_new(file: str) -> bool:
+    """Whether no scene to learn from shows a photograph of scikit-image."""
+    name = Path(file).stem
+    is_source = name in sources.PHOTOGRAPHS
+    return not is_source or sources.split_of(name, sources.HELD_OUT_PHOTOS) != sources.SPLITS[0]
 
 
 def filled_box(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
@@ -145,14 +157,18 @@ def nested(predictor: SAMPredictor, samples: list[Sample]) -> dict[str, float]:
 
 
 def summarise(
-    samples: list[Sample], evaluation: Evaluation, others: dict[str, Answer]
+    samples: list[Sample],
+    evaluation: Evaluation,
+    others: dict[str, Answer],
+    new: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
-    """Mean IoU by the size of the objects.
+    """Mean IoU by the size of the objects, and in pictures that are new.
 
     Args:
         samples: What was measured.
         evaluation: What came of it.
         others: What else answers the objects' boxes, by its name.
+        new: Tells by its name whether a picture is new; without it all are.
     """
     by_name = {sample.name: sample for sample in samples}
     sides, rows = [], []
@@ -167,12 +183,18 @@ def summarise(
         }
         figures = quality.figures
         rows.append(row | {name: figures[key] for name, key in FIGURES.items() if key in figures})
-    summary: dict[str, Any] = {}
-    for name, (low, high) in SIZES.items():
-        chosen = [row for row, side in zip(rows, sides, strict=True) if low <= side < high]
-        means = {k: float(np.mean([row[k] for row in chosen])) for k in rows[0]} if chosen else {}
-        summary[name] = {"objects": len(chosen), **means}
-    return summary
+    groups = {
+        name: [row for row, side in zip(rows, sides, strict=True) if low <= side < high]
+        for name, (low, high) in SIZES.items()
+    }
+    if new:
+        pairs = zip(rows, evaluation.objects, strict=True)
+        groups[NEW] = [row for row, quality in pairs if new(quality.image)]
+    return {
+        name: {"objects": len(group)}
+        | {key: float(np.mean([row[key] for row in group])) for key in rows[0] if group}
+        for name, group in groups.items()
+    }
 
 
 def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -180,7 +202,7 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = list(summary["all"])
     rows = [
         [name, str(summary[name]["objects"]), *(f"{summary[name][t]:.2f}" for t in titles[1:])]
-        for name in SIZES
+        for name in summary
         if summary[name]["objects"]
     ]
     return titles, rows
@@ -205,10 +227,13 @@ def section(results: dict[str, Any]) -> str:
         f"Measured with `python -m benchmarks.quality` ({results['machine']}).",
         "",
     ]
-    for title in ("held-out scenes", "photographs"):
-        if title in results:
-            titles, rows = cells(results[title])
-            lines += [page.table([title, *titles], rows), ""]
+    for title in results[CORRELATION]:
+        titles, rows = cells(results[title])
+        lines += [page.table([title, *titles], rows), ""]
+    lines += [
+        f"The row `{NEW}` is of photographs that no scene to learn from had in its background.",
+        "",
+    ]
     if NESTED in results:
         figures = results[NESTED]
         values = [str(figures["clicks"]), *(f"{v:.2f}" for v in list(figures.values())[1:])]
@@ -243,16 +268,18 @@ def main() -> None:
     thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     progress = partial(tqdm, unit="picture")
     others: dict[str, Answer] = {"filled box": filled_box}
-    kinds: list[tuple[str, list[Sample], dict[str, Any] | None, dict[str, Answer]]] = []
     held_out: list[Sample] = []
     if options.scenes:
         held_out = scenes(options.scenes, options.count)
-        kinds.append(("held-out scenes", held_out, None, others))
-    kinds.append(("photographs", photographs(), thresholds, {**others, "GrabCut": grab_cut}))
-    for title, samples, everything, others in kinds:
-        evaluation = evaluate(predictor, samples, CLICKS, everything, progress=progress)
-        results[title] = summarise(samples, evaluation, others)
-        results[CORRELATION][title] = evaluation.rating_correlation
+        evaluation = evaluate(predictor, held_out, CLICKS, progress=progress)
+        results["held-out scenes"] = summarise(held_out, evaluation, others)
+        results[CORRELATION]["held-out scenes"] = evaluation.rating_correlation
+    samples = photographs()
+    evaluation = evaluate(predictor, samples, CLICKS, thresholds, progress=progress)
+    others["GrabCut"] = grab_cut
+    results["photographs"] = summarise(samples, evaluation, others, is_new)
+    results[CORRELATION]["photographs"] = evaluation.rating_correlation
+    for title in results[CORRELATION]:
         show(f"Mean IoU, {title}", results[title])
     if held_out:
         results[NESTED] = nested(predictor, held_out)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import ndimage
 
 from benchmarks.quality import scenes, summarise
 from benchmarks.speeds import measure, page
@@ -144,8 +143,8 @@ def draw(results: dict[str, Any]) -> None:
     complete = [one for one in results["trainings"] if one["shards"] is None]
     for one, colour in zip(complete, COLOURS, strict=True):
         minutes = [line["seconds"] / 60 for line in one["log"]]
-        values = ndimage.gaussian_filter1d([line["box_best"] for line in one["log"]], 1)
-        axes.plot(minutes, values, color=colour, label=f"{one['width']} wide")
+        values = [line["box_best"] for line in one["log"]]
+        axes.plot(minutes, values, "o-", color=colour, label=f"{one['width']} wide")
     axes.set(xlabel="minutes", ylabel="mean IoU with a box", ylim=(0, 1))
     axes.legend()
     figure.savefig(PICTURE, dpi=110)

@@ -78,13 +78,13 @@ def main() -> None:
         print(json.dumps(measured(options)))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = measure.machine(options.threads)
+    machine = measure.machine(options.threads)
     for name in options.only:
-        results.setdefault("cases", {})[name] = compare(name, options)
+        results[name] = {**compare(name, options), "machine": machine}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        print(report.table(name, results["cases"][name]))
+        print(report.table(name, results[name]))
     page.write_part("speed", report.part(results))
-    if results["cases"].keys() >= report.SUMMARY.keys():
+    if results.keys() >= report.SUMMARY.keys():
         page.write_part("speed", report.summary(results), page.README)
 
 

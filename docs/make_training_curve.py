@@ -1,81 +1,132 @@
-"""What more training gave: a picture and a table for docs/training.md.
+"""What more training gave: a table and a picture for docs/training.md.
 
-    python -m docs.make_training_curve run/log.jsonl run/large/log.jsonl
+    python -m docs.make_training_curve
 
-The logs are those of `examples/train_sam_vit_t.py`, one run after another; needs matplotlib. The
-table is of what `benchmarks/quality.py` measured of weights that were ready to be shipped.
+Both are of what `benchmarks/quality.py` measured of weights that could be shipped. Needs
+matplotlib.
 """
 
-import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import ndimage
 
 from benchmarks.quality import SIZES
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+class Training(NamedTuple):
+    """What weights learnt from after those before them."""
+
+    views: dict[int, int]  # by their side in pixels
+    change: str = ""
+
+
 WEIGHTS = {
-    "quality_sam_vit_t_second.json": "23,000 views of 256 and 512 pixels",
-    "quality_sam_vit_t_third.json": "50,000 views, 1,100 of 1024 pixels",
-    "quality_sam_vit_t_fourth.json": "60,000 views, 2,400 of 1024 pixels; then corrections",
-    "quality_sam_vit_t_fifth.json": "63,000 views, 5,000 of 1024 pixels; then the choice's cost",
-    "quality_sam_vit_t.json": "68,000 views, 6,300 of 1024 pixels; then nested masks",
+    "quality_sam_vit_t_second.json": Training({256: 19_200, 512: 4_000}),
+    "quality_sam_vit_t_third.json": Training({256: 22_400, 512: 4_000, 1024: 1_100}),
+    "quality_sam_vit_t_fourth.json": Training({512: 9_000, 1024: 1_280}, "; then corrections"),
+    "quality_sam_vit_t_fifth.json": Training({1024: 2_560}, "; then the choice's cost"),
+    "quality_sam_vit_t.json": Training({768: 3_560, 1024: 1_280}, "; then nested masks"),
+    "quality_sam_vit_t_lower_rate.json": Training({1024: 2_480}, "; at a lower rate, not shipped"),
 }
+SHIPPED = "quality_sam_vit_t.json"
 FIGURES = ("box, best", "click, best", "5 clicks")
-CURVES = {
-    "box_best": ("a box", "#1d4ed8"),
-    "click_best": ("one click", "#16a34a"),
-}
+GOALS = {"box, best": 0.86, "click, best": 0.73}
+COLOURS = {"box, best": "#1d4ed8", "click, best": "#16a34a"}
+LARGE = 1024
+"""The side of what the model is for; the line through the results begins when it first saw it."""
 
 
-def hours_of(lines: list[dict[str, float]]) -> np.ndarray:
-    """Hours since the start of the first run; a run that goes on counts its own from 0."""
-    seconds = np.array([line["seconds"] for line in lines])
-    passed = np.diff(seconds, prepend=0.0)
-    return np.where(passed > 0, passed, seconds).cumsum() / 3600
+def results() -> list[dict[str, dict[str, float]]]:
+    """Figures on held-out scenes by size, for each of the weights."""
+    return [json.loads((RESULTS / file).read_text())["held-out scenes"] for file in WEIGHTS]
+
+
+def views(side: int | None = None) -> np.ndarray:
+    """Views until each of the weights, all of them or those of a side."""
+    counts = [
+        sum(number for one, number in training.views.items() if side in (None, one))
+        for training in WEIGHTS.values()
+    ]
+    return np.cumsum(counts)
+
+
+def billion_pixels() -> np.ndarray:
+    """Pixels that were seen until each of the weights; time on one machine grows with them."""
+    counts = [
+        sum(side**2 * number for side, number in training.views.items())
+        for training in WEIGHTS.values()
+    ]
+    return np.cumsum(counts) / 1e9
 
 
 def table() -> str:
     """Mean IoU of held-out objects with a box, a click and five clicks, by size."""
     rows = []
-    for file, training in WEIGHTS.items():
-        scenes = json.loads((RESULTS / file).read_text())["held-out scenes"]
+    trainings = zip(WEIGHTS.values(), views(), views(LARGE), billion_pixels(), strict=True)
+    for (training, seen, large, pixels), scenes in zip(trainings, results(), strict=True):
         figures = [
             [f"{scenes[size][name]:.2f}" if name in scenes[size] else "?" for name in FIGURES]
             for size in SIZES
         ]
-        rows.append([training, *(" / ".join(cells) for cells in figures)])
-    return page.table([" / ".join(FIGURES), *SIZES], rows)
+        text = f"{round(seen, -3):,} views, {round(large, -2):,} of {LARGE} pixels{training.change}"
+        rows.append([text, f"{pixels:.0f}", *(" / ".join(cells) for cells in figures)])
+    return page.table([" / ".join(FIGURES), "billion pixels", *SIZES], rows)
 
 
-def draw(logs: list[Path]) -> None:
-    """Draws mean IoU on the training's own views, by hours."""
-    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+def line(name: str) -> tuple[float, float]:
+    """Slope and height at one billion pixels of a figure's line over the doublings of pixels."""
+    known = views(LARGE) > 0
+    values = np.array([scenes["all"][name] for scenes in results()])
+    slope, height = np.polyfit(np.log2(billion_pixels()[known]), values[known], 1)
+    return slope, height
+
+
+def estimate() -> str:
+    """What is missing, and how far it would be if the lines went on."""
+    rows = []
+    for name, goal in GOALS.items():
+        slope, height = line(name)
+        needed = 2 ** ((goal - height) / slope)
+        reached = results()[list(WEIGHTS).index(SHIPPED)]["all"][name]
+        cells = [f"{reached:.2f}", f"{goal:.2f}", f"{slope:+.3f}", f"{needed:.0f}"]
+        rows.append([name, *cells, f"{needed / billion_pixels()[-1]:.0f} times"])
+    heads = ["held-out scenes", "reached", "goal", "for twice the pixels"]
+    heads += ["billion pixels for the goal", "of what was seen"]
+    return page.table(heads, rows)
+
+
+def draw() -> None:
+    """Draws mean IoU on held-out scenes by the pixels seen, and the lines on to the goals."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
-    for name, (label, colour) in CURVES.items():
-        values = np.array([line[name] for line in lines])
-        smooth = ndimage.gaussian_filter1d(values, 3, mode="nearest")
-        axes.plot(hours_of(lines), values, color=colour, alpha=0.25)
-        axes.plot(hours_of(lines), smooth, color=colour, label=label)
-    axes.set(xlabel="hours", ylabel="mean IoU of the best by own score", ylim=(0, 1))
-    axes.legend()
+    pixels = billion_pixels()
+    for name, goal in GOALS.items():
+        values, (slope, height) = [scenes["all"][name] for scenes in results()], line(name)
+        end = 2 ** ((goal - height) / slope)
+        along = np.geomspace(pixels[views(LARGE) > 0][0], end)
+        axes.plot(pixels, values, "o-", color=COLOURS[name], label=name)
+        axes.plot(along, height + slope * np.log2(along), "--", color=COLOURS[name], alpha=0.5)
+        axes.plot(end, goal, "x", color=COLOURS[name])
+    axes.set(xlabel="billion pixels seen", ylabel="mean IoU, held-out scenes", ylim=(0, 1))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="lower right")
     figure.savefig(FILE, dpi=110)
 
 
 def main() -> None:
-    """Writes the table, and draws the picture if there are logs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("logs", type=Path, nargs="*", help="without any, the picture stays")
-    options = parser.parse_args()
-    page.write_part("weights", table(), page.ROOT / "docs" / "training.md")
-    if options.logs:
-        draw(options.logs)
+    """Writes the parts of the page and draws the picture."""
+    training = page.ROOT / "docs" / "training.md"
+    page.write_part("weights", table(), training)
+    page.write_part("goals", estimate(), training)
+    draw()
 
 
 if __name__ == "__main__":

@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import gpu, growth, profiles, scaling, speed, switches
+from benchmarks import gpu, growth, profiles, quality, scaling, speed, switches
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
+from docs import make_training_curve
 from examples.scene_dataset import shards
+from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.evaluation import Evaluation, ObjectQuality
 from segment_anything_transformers.modeling_segment_anything import Linear
+from segment_anything_transformers.samples import Sample
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
@@ -71,6 +75,16 @@ def test_page_and_readme_show_what_was_measured():
         assert f"<!-- speed -->\n\n{text.strip()}\n\n<!-- /speed -->" in file.read_text()
 
 
+def test_the_quality_is_shown_as_measured():
+    results = json.loads((make_training_curve.RESULTS / "quality_sam_vit_t.json").read_text())
+    text = (WEIGHTS_FOLDER / "sam_vit_t" / "README.md").read_text()
+    assert text.endswith(quality.section(results))
+    training = (page.ROOT / "docs" / "training.md").read_text()
+    parts = {"weights": make_training_curve.table(), "goals": make_training_curve.estimate()}
+    for name, part in parts.items():
+        assert f"<!-- {name} -->\n\n{part}\n\n<!-- /{name} -->" in training
+
+
 def test_columns_without_anything_are_left_out():
     table = page.table(["", "seconds", "memory"], [["ours", "1", ""], ["theirs", "2", ""]])
     assert table == "|  | seconds |\n| --- | --- |\n| ours | 1 |\n| theirs | 2 |"
@@ -98,6 +112,21 @@ def test_a_goal_in_bytes():
     results = {"seconds": {"our generator": 9.0}, "memory": {"our generator": figures}}
     asked = "- peak memory with the process, our generator: 1.50 GB, asked: at most 1.6 GB"
     assert asked in report.table("large", results).splitlines()
+
+
+def test_a_case_of_another_machine_says_so():
+    machine = {"processor": "A CPU", "threads": 2, "fp32 matrix products": "400 GFLOP/s"}
+    other = {**machine, "fp32 matrix products": "190 GFLOP/s"}
+    case = {"seconds": {"ours": 1.0}, "memory": {}}
+    text = report.part(
+        {"keras-encoder": {**case, "machine": other}, "encoder": {**case, "machine": machine}}
+    )
+    assert text.startswith(
+        "- processor: A CPU\n- threads: 2\n- fp32 matrix products: 400 GFLOP/s\n"
+    )
+    assert text.count("GFLOP/s") == 2
+    line = "Measured apart: fp32 matrix products 190 GFLOP/s."
+    assert f"### {CASES['keras-encoder'].title}\n\n{line}\n\n|" in text
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -277,3 +306,38 @@ def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
     assert [[path.name for path in pair] for pair in found] == [
         [f"images-{number:05d}.npy", f"instances-{number:05d}.npy"] for number in range(4)
     ]
+
+
+# ---- quality
+
+
+def test_photographs_have_small_objects_and_new_ones():
+    samples = quality.photographs()
+    assert sum(len(sample.masks) for sample in samples) >= 15
+    sides = [
+        max(np.ptp(np.nonzero(mask), axis=1) + 1) / max(mask.shape)
+        for sample in samples
+        for mask in sample.masks
+    ]
+    assert sum(side < quality.SIZES["under 5%"][1] for side in sides) >= 3
+    assert {sample.name for sample in samples if quality.is_new(sample.name)} == {
+        "coffee.png",
+        "chelsea.png",
+        "hubble_deep_field.jpg",
+    }
+
+
+def test_figures_are_means_over_the_objects_of_a_group():
+    def quality_of(image, number, iou):
+        box = (0, 0, 9, 9)
+        return ObjectQuality(image, number, 100, box, {"box": iou}, [], box_mask={})
+
+    whole = np.ones((1, 10, 100), bool)
+    samples = [Sample(name, np.zeros((10, 100, 3), np.uint8), whole) for name in ("a", "b")]
+    evaluation = Evaluation([quality_of("a", 0, 0.25), quality_of("b", 0, 0.75)])
+    others = {"filled box": quality.filled_box}
+    summary = quality.summarise(samples, evaluation, others, lambda name: name == "b")
+    assert summary["all"] == {"objects": 2, "filled box": 0.1, "box, single": 0.5}
+    assert summary["5% to 20%"]["objects"] == 2
+    assert summary["under 5%"] == {"objects": 0}
+    assert summary[quality.NEW]["box, single"] == 0.75

@@ -50,7 +50,7 @@ def test_the_figures_are_those_that_were_measured(tmp_path):
 
 
 def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
-    figures = {"objects": 36, "click_1": 0.4, "click_3": 0.45, "box": 0.5}
+    figures = {"objects": 36, "click_1": 0.4, "click_3": 0.45, "box": 0.5, "pipeline": 0.25}
     results = {
         "machine": {"processor": "A CPU", "cores": 2, "memory": "24 GiB"},
         "model": "sam_vit_t",
@@ -76,6 +76,9 @@ def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
     assert text.endswith("\n# After\n")
     assert "Old" not in text
     assert "| one click | 0.40 | 0.72 | +0.32 |" in text
+    assert (
+        '| share of them that `pipeline("mask-generation")` finds | 0.25 | 0.25 | +0.00 |' in text
+    )
     assert "64 pictures for 1.5 minutes (123 steps" in text
     assert "(../images/finetune-cells.png)" in text
     assert "| `decoder` | 3.2 GB | 14 s |" in text

@@ -11,6 +11,9 @@ PAGE = DOCS / "how-to" / "fine-tune.md"
 IMAGES = DOCS / "images"
 LOSS, CELLS = "finetune-loss.png", "finetune-cells.png"
 PROMPTS = {"click_1": "one click", "click_3": "three clicks", "box": "a box"}
+SEARCHED = 8
+"""Pictures in which the pipeline looks for everything."""
+PIPELINE = {"pipeline": f"share that the pipeline finds, in {SEARCHED} of the pictures"}
 
 
 def keep(name: str, results: dict) -> None:
@@ -28,7 +31,8 @@ def gain_text(results: dict) -> str:
     """The gain on the cells, with both pictures."""
     rows = [
         [meaning, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
-        for name, meaning in PROMPTS.items()
+        for name, meaning in (PROMPTS | PIPELINE).items()
+        if name in results["before"]
         for before, after in [(results["before"][name], results["after"][name])]
     ]
     lines = [
@@ -37,7 +41,8 @@ def gain_text(results: dict) -> str:
         f"Drawn cells, which the model never saw. The mode `{results['mode']}` learnt from "
         f"{results['images']} pictures for {results['seconds'] / 60:.1f} minutes "
         f"({results['steps']} steps, encoding included; {machine_text(results['machine'])}). Mean "
-        f"IoU of the {results['before']['objects']} objects in other pictures:",
+        f"IoU of the {results['before']['objects']} objects in other pictures, and the share "
+        'of them that `pipeline("mask-generation")` finds at IoU 0.5:',
         "",
         table([f"`{results['model']}`", "before", "after", ""], rows),
         "",

@@ -77,18 +77,29 @@ def summary(results: dict) -> str:
     """A few rows for the README: the first contestant of a case beside the first of the peers."""
     rows = []
     for name, work in SUMMARY.items():
-        case, goal = results["cases"][name], CASES[name].goals[0]
+        case, goal = results[name], CASES[name].goals[0]
         ours, theirs = goal.of, str(goal.against)
         seconds = [f"{case['seconds'][one]:.3g} s" for one in (ours, theirs)]
         ratios = [_ratio(case, figure, ours, theirs) for figure in ("seconds", "above")]
         rows.append([work, *seconds, theirs, *ratios])
     heads = ["`sam_vit_b`, fp32", "ours", "the other", "which is", "time", "memory"]
-    machine = results["machine"]
+    machine = results[next(iter(SUMMARY))]["machine"]
     where = f"{machine['processor']}, {machine['threads']} threads, PyTorch {machine['torch']}"
     return f"{page.table(heads, rows)}\n\nMeasured by `python -m benchmarks.speed` on an {where}."
 
 
 def part(results: dict) -> str:
-    """The part `speed` of docs/benchmarks.md."""
-    tables = [table(name, results["cases"][name]) for name in CASES if name in results["cases"]]
-    return "\n".join([page.machine_lines(results["machine"]), "", *tables])
+    """The part `speed` of docs/benchmarks.md: the machine, and a table for each case.
+
+    A case that was measured elsewhere, or when the machine was slower, says what differs.
+    """
+    names = [name for name in CASES if name in results]
+    usual = results[names[0]]["machine"]
+    tables = []
+    for name in names:
+        title, text = table(name, results[name]).split("\n", maxsplit=1)
+        machine = results[name]["machine"]
+        other = [f"{field} {value}" for field, value in machine.items() if value != usual[field]]
+        apart = f"\nMeasured apart: {', '.join(other)}.\n" if other else ""
+        tables.append(f"{title}\n{apart}{text}")
+    return "\n".join([page.machine_lines(usual), "", *tables])
