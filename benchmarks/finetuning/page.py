@@ -35,14 +35,16 @@ def gain_text(results: dict) -> str:
         if name in results["before"]
         for before, after in [(results["before"][name], results["after"][name])]
     ]
+    searched = ""
+    if "pipeline" in results["before"]:
+        searched = ', and the share of them that `pipeline("mask-generation")` finds at IoU 0.5'
     lines = [
         "## What it brings",
         "",
         f"Drawn cells, which the model never saw. The mode `{results['mode']}` learnt from "
         f"{results['images']} pictures for {results['seconds'] / 60:.1f} minutes "
         f"({results['steps']} steps, encoding included; {machine_text(results['machine'])}). Mean "
-        f"IoU of the {results['before']['objects']} objects in other pictures, and the share "
-        'of them that `pipeline("mask-generation")` finds at IoU 0.5:',
+        f"IoU of the {results['before']['objects']} objects in other pictures{searched}:",
         "",
         table([f"`{results['model']}`", "before", "after", ""], rows),
         "",
