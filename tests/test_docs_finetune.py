@@ -76,9 +76,7 @@ def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
     assert text.endswith("\n# After\n")
     assert "Old" not in text
     assert "| one click | 0.40 | 0.72 | +0.32 |" in text
-    assert (
-        '| share of them that `pipeline("mask-generation")` finds | 0.25 | 0.25 | +0.00 |' in text
-    )
+    assert "finds, in 8 of the pictures | 0.25 | 0.25 | +0.00 |" in text
     assert "64 pictures for 1.5 minutes (123 steps" in text
     assert "(../images/finetune-cells.png)" in text
     assert "| `decoder` | 3.2 GB | 14 s |" in text
