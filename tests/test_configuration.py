@@ -75,19 +75,19 @@ def test_round_trip_tells_configurations_apart(tmp_path):
 
 
 def test_presets_are_the_models_of_the_paper():
-    sizes = {
-        name: (
-            SegmentAnythingModelConfig.from_preset(name).encoder_embed_dim,
-            SegmentAnythingModelConfig.from_preset(name).encoder_nb_blocks,
-            SegmentAnythingModelConfig.from_preset(name).encoder_nb_heads,
+    shapes = {
+        "sam_vit_b": (768, 12, 12, (2, 5, 8, 11)),
+        "sam_vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+        "sam_vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+    }
+    for name, shape in shapes.items():
+        config = SegmentAnythingModelConfig.from_preset(name)
+        assert shape == (
+            config.encoder_embed_dim,
+            config.encoder_nb_blocks,
+            config.encoder_nb_heads,
+            config.encoder_global_attn_indices,
         )
-        for name in ("sam_vit_b", "sam_vit_l", "sam_vit_h")
-    }
-    assert sizes == {
-        "sam_vit_b": (768, 12, 12),
-        "sam_vit_l": (1024, 24, 16),
-        "sam_vit_h": (1280, 32, 16),
-    }
     assert list_presets() == ["sam_vit_t", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
 
 

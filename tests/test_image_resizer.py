@@ -108,6 +108,11 @@ def test_layouts_agree_and_the_dtype_stays(dtype, channels):
     back = resizer.unscale_image(first, channels_last=False)
     assert back.shape == (2, channels, 40, 60)
     assert back.dtype == dtype
+    for index in range(2):
+        expected = ImageResizer.scale_to_size(first[index], (40, 60), channels_last=False)
+        np.testing.assert_array_equal(back[index], expected)
+        last = resizer.unscale_image(scaled[index])
+        np.testing.assert_array_equal(last.transpose(2, 0, 1), expected)
 
 
 def test_each_of_four_channels_is_resized_alone():
