@@ -13,6 +13,7 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
 )
 from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from tests.generator_inputs import PHOTOGRAPH
 
 FOLDER = WEIGHTS_FOLDER / "sam_vit_t"
 SHAPES = {"landscape, 4:3": (300, 400), "portrait, 9:16": (640, 360), "larger": (1200, 900)}
@@ -90,3 +91,21 @@ def test_the_mask_follows_the_box(model, size_hw):
         box = np.array([[columns[0], rows[0], columns[-1], rows[-1]]])
         [mask], _, _ = predictor(boxes=box, multimask_output=False)
         assert (mask & truth).sum() / (mask | truth).sum() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("left", "width"), [(67, 533), (210, 225)], ids=["landscape, 4:3", "portrait, 9:16"]
+)
+def test_in_a_photograph_the_mask_follows_the_click(model, left, width):
+    image = Image.open(PHOTOGRAPH).crop((left, 0, left + width, 400))
+    predictor = SAMPredictor(model)
+    predictor.set_image(image)
+    found = []
+    for x, y in ((285, 130), (365, 290)):  # the coffee, and the spoon
+        masks, scores, _ = predictor(points=np.array([(x - left, y)]))
+        found.append(masks[scores.argmax()])
+        assert found[-1].shape == (400, width)
+        assert found[-1][y, x - left]
+    assert not np.array_equal(*found)
+    coffee, spoon = found
+    assert (coffee & spoon).sum() / (coffee | spoon).sum() < 0.5
