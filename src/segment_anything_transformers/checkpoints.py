@@ -19,6 +19,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from .configuration_segment_anything import (
     PRESETS,
     SegmentAnythingModelConfig,
+    is_preset,
     preset_of,
     preset_repository,
 )
@@ -230,9 +231,9 @@ def load_checkpoint(
 
 def _locate(source: str) -> str:
     """Folder, file or repository that a name stands for."""
-    if source not in PRESETS or os.path.isdir(source):
-        return source
-    return preset_repository(source) or str(WEIGHTS_FOLDER / source)
+    if is_preset(source):
+        return preset_repository(source) or str(WEIGHTS_FOLDER / source)
+    return source
 
 
 def _is_path(location: str) -> bool:

@@ -97,6 +97,11 @@ def list_presets() -> list[str]:
     return list(PRESETS)
 
 
+def is_preset(source: str) -> bool:
+    """Whether a source of weights or settings is a preset, and not a folder with its name."""
+    return source in PRESETS and not os.path.isdir(source)
+
+
 def preset_repository(name: str) -> str | None:
     """Hub repository of a preset's weights, None for the weights inside the package."""
     return PRESETS[name].get("url", "").removeprefix(_HUB) or None
@@ -231,7 +236,7 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         fields.
         """
         name = str(pretrained_model_name_or_path)
-        if name in PRESETS and not os.path.isdir(name):
+        if is_preset(name):
             return cls.from_preset(name).to_dict(), kwargs
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "sam":

@@ -22,7 +22,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_segment_anything import PRESETS, SegmentAnythingModelConfig
+from .configuration_segment_anything import SegmentAnythingModelConfig, is_preset
 from .image_arrays import read_image, to_numpy
 from .image_resizer import ImageResizer, InputGeometry
 from .mask_ops import crop_boxes, point_grids
@@ -128,7 +128,7 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Dictionary of the image processor for a preset's name, a folder or a Hub repository."""
         name = str(pretrained_model_name_or_path)
-        if name in PRESETS and not os.path.isdir(name):
+        if is_preset(name):
             config = SegmentAnythingModelConfig.from_preset(name)
             return cls.from_config(config).to_dict(), kwargs
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
