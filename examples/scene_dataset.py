@@ -9,10 +9,15 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from examples.nested_parts import nested_masks
+from examples.scenes.compose import render_scene
+from examples.scenes.pools import Pools
 from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
 
 MIN_VISIBLE_PIXELS = 16
 """Objects with fewer pixels in the view are background to the loss, but no prompts."""
+SCENE_SIDES = (512, 512, 512, 1024)
+"""Sides of scenes that are rendered while training, each as likely: most pictures are no sharper
+than half of the model's input."""
 
 
 @dataclass
@@ -56,23 +61,14 @@ def shards(*folders: Path) -> list[tuple[Path, Path]]:
     return [(path, path.with_name(path.name.replace("images", "instances"))) for path in images]
 
 
-class SceneDataset(Dataset[dict[str, np.ndarray]]):
-    """Views of the scenes in a folder of shards (see `examples/scenes/render.py`).
+class StoredScenes:
+    """The scenes in folders of shards (see `examples/scenes/render.py`)."""
 
-    A sample depends on its index and the seed alone, so a resumed training sees what it would
-    have seen.
-    """
-
-    def __init__(
-        self, folders: list[Path], options: ViewOptions, length: int, seed: int = 0
-    ) -> None:
+    def __init__(self, folders: list[Path]) -> None:
         """Opens the finished shards of the folders without reading them.
 
         Args:
             folders: Folders with `images-*.npy` and `instances-*.npy`.
-            options: How views are cut.
-            length: Number of samples that indices may ask for.
-            seed: Makes another sequence of samples.
 
         Raises:
             FileNotFoundError: The folders have no finished shard.
@@ -86,17 +82,70 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         self.images = [np.load(path, mmap_mode="r") for path, _ in pairs]
         self.instances = [np.load(path, mmap_mode="r") for _, path in pairs]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.images)])
-        self.options, self.length, self.seed = options, length, seed
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A scene."""
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        offset = index - self.starts[shard]
+        return np.asarray(self.images[shard][offset]), np.asarray(self.instances[shard][offset])
+
+
+class RenderedScenes:
+    """Scenes that are rendered when they are asked for: a training sees none of them twice."""
+
+    def __init__(self, pools: Path, seed: int) -> None:
+        """Opens the pools of a split, which `examples/scenes/render.py` makes.
+
+        Raises:
+            FileNotFoundError: There are no pools.
+        """
+        self.pools, self.seed = Pools.open(pools), seed
+        if not any(len(pool) for pool in vars(self.pools).values()):
+            raise FileNotFoundError(
+                f"No pools in {pools}. Make them first: python -m examples.scenes.render --help"
+            )
+
+    def __len__(self) -> int:
+        """Number of scenes, more than any training needs."""
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A scene; seed and index decide it."""
+        rng = np.random.default_rng((self.seed, index))
+        return render_scene(rng, self.pools, int(rng.choice(SCENE_SIDES)))
+
+
+class SceneDataset(Dataset[dict[str, np.ndarray]]):
+    """Views of scenes.
+
+    A sample depends on its index and the seed alone, so a resumed training sees what it would
+    have seen.
+    """
+
+    def __init__(
+        self,
+        scenes: StoredScenes | RenderedScenes,
+        options: ViewOptions,
+        length: int,
+        seed: int = 0,
+    ) -> None:
+        """Draws from scenes.
+
+        Args:
+            scenes: Images (S, S, 3) and their instance maps (S, S), by index.
+            options: How views are cut.
+            length: Number of samples that indices may ask for.
+            seed: Makes another sequence of samples.
+        """
+        self.scenes, self.options, self.length, self.seed = scenes, options, length, seed
 
     def __len__(self) -> int:
         """Number of samples."""
         return self.length
-
-    def scene(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (S, S, 3) and instance map (S, S) of a scene."""
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        offset = index - self.starts[shard]
-        return np.asarray(self.images[shard][offset]), np.asarray(self.instances[shard][offset])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One view.
@@ -113,7 +162,7 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
                 return view
 
     def _view(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-        image, instances = self.scene(int(rng.integers(self.starts[-1])))
+        image, instances = self.scenes[int(rng.integers(len(self.scenes)))]
         image, instances = _cut(rng, image, instances, self.options)
         counts = np.bincount(instances.ravel(), minlength=2)
         ids = 1 + np.flatnonzero(counts[1:] >= MIN_VISIBLE_PIXELS)

@@ -12,6 +12,12 @@ processors too.
 `torchrun --nproc-per-node 2 -m examples.train_sam_vit_t ...` trains in two processes, each with
 `--batch-size` images a step; on a CPU that is faster than two threads in one.
 
+On a GPU, with as many processes that render as there are cores to feed it:
+
+    python -m examples.train_sam_vit_t --pools scenes/pools/train --output run --size 1024 \
+        --initial sam_vit_t --attention sdpa --precision bf16 --batch-size 24 --workers 14 \
+        --steps 3000 --decay-steps 2700 --minutes 8
+
 A run continues from `run/last.pt`, also with another size. The learning rate rises, stays, and
 falls to zero in the last `--decay-steps`; `run/stable.pt` keeps the state before the fall, so that
 a later run can go on from there (`--resume run/stable.pt`). The averaged weights are written to
@@ -20,12 +26,13 @@ a later run can go on from there (`--resume run/stable.pt`). The averaged weight
 
 import argparse
 import json
-import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -35,13 +42,14 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from examples import training_loss
-from examples.scene_dataset import SceneDataset, ViewOptions
+from examples.scene_dataset import RenderedScenes, SceneDataset, StoredScenes, ViewOptions
 from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead
 from examples.training_start import initial_model
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
 AVERAGE_DECAY = 0.998
+LOG_EVERY = 50
 NO_MATRICES = ("embed", "rel_pos", "iou_token", "mask_tokens")
 RANK = int(os.environ.get("RANK", "0"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
@@ -52,7 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenes", type=Path, nargs="+", required=True, help="rendered scenes")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--scenes", type=Path, nargs="+", help="rendered scenes")
+    source.add_argument("--pools", type=Path, help="what scenes are made of, to render meanwhile")
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
@@ -69,6 +79,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--nested", type=float, default=0.0, help="share of views with parts")
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
+    parser.add_argument(
+        "--minutes", type=float, help="ends then, with the rates of --steps stretched over the time"
+    )
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
@@ -80,6 +93,12 @@ def parse_arguments() -> argparse.Namespace:
         "--dense-weight", type=float, default=1.0, help="of the loss that needs no prompts"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--attention",
+        choices=["eager", "sdpa"],
+        default="eager",
+        help="on a CPU a fused kernel is slower than products and a softmax",
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=250)
@@ -88,15 +107,24 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.width and (options.initial or options.frame):
         parser.error("--width is a new model's; --initial and --frame start from another")
+    if options.minutes and PROCESSES > 1:
+        parser.error("--minutes is for one process: others would end at another step")
     return options
 
 
-def learning_rate_share(step: int, options: argparse.Namespace) -> float:
-    """Share of the full learning rate at a step: a linear rise, a plateau, a linear fall."""
+def scheduled_step(step: int, seconds: float, options: argparse.Namespace) -> float:
+    """Where in the schedule a run is: at its step, or with `--minutes` as far as the time is."""
+    if not options.minutes:
+        return step
+    return options.steps * seconds / (60.0 * options.minutes)
+
+
+def learning_rate_share(step: int, scheduled: float, options: argparse.Namespace) -> float:
+    """Share of the full learning rate: a linear rise, a plateau, a linear fall as scheduled."""
     rise = min(1.0, (step + 1) / options.warmup_steps)
     if not options.decay_steps:
         return rise
-    return min(rise, max(0.0, (options.steps - step) / options.decay_steps))
+    return min(rise, max(0.0, (options.steps - scheduled) / options.decay_steps))
 
 
 def make_optimizers(model: nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -140,12 +168,13 @@ class Run:
         """Continues from a checkpoint where there is one, else starts from scratch."""
         torch.manual_seed(options.seed)
         self.options = options
-        # With the few tokens of prompts, products and a softmax are faster than a fused kernel.
         if options.frame:
-            model = enlarged(options.initial or "sam_vit_t", options.frame, "eager")
+            model = enlarged(options.initial or "sam_vit_t", options.frame, options.attention)
             use_frame(model)
         else:
-            model = initial_model(options.initial, options.initial_encoder, "eager", options.width)
+            model = initial_model(
+                options.initial, options.initial_encoder, options.attention, options.width
+            )
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
         self.model = model
@@ -189,9 +218,8 @@ class Run:
         averaged = cast(SegmentAnythingModel, self.average.module)
         averaged.save_pretrained(self.options.output / "model")
 
-    def take_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Learns from one batch."""
-        share = learning_rate_share(self.step, self.options)
+    def take_step(self, batch: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Learns from one batch, at a share of the learning rate."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * share
@@ -212,17 +240,17 @@ class Run:
                 corrections=corrections,
                 dense_weight=self.options.dense_weight,
             )
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
         self.parts.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.parts)
-        nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+        if not norm.isfinite():
+            raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.model)
         self.step += 1
-        return {"loss": loss.item(), **figures}
+        return {"loss": loss.detach(), "norm": norm, **figures}
 
 
 def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
@@ -235,11 +263,22 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         size_preference=options.size_preference,
         nested=options.nested,
     )
-    length = options.steps * options.batch_size * PROCESSES
-    data = SceneDataset(options.scenes, views, length, options.seed)
+    stored, pools, seed = options.scenes, options.pools, options.seed
+    scenes = StoredScenes(stored) if stored else RenderedScenes(pools, seed)
+    data = SceneDataset(scenes, views, sys.maxsize, seed)
     first = start * options.batch_size * PROCESSES + RANK
-    left = Subset(data, range(first, length, PROCESSES))
-    return DataLoader(left, options.batch_size, num_workers=options.workers)
+    last = sys.maxsize if options.minutes else options.steps * options.batch_size * PROCESSES
+    return DataLoader(
+        Subset(data, range(first, last, PROCESSES)),
+        options.batch_size,
+        num_workers=options.workers,
+        pin_memory=options.device != "cpu",
+        worker_init_fn=_use_one_thread,
+    )
+
+
+def _use_one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)
 
 
 def write_log(options: argparse.Namespace, line: dict[str, float]) -> None:
@@ -262,16 +301,21 @@ def main() -> None:
     bar = tqdm(
         batches(options, run.step),
         initial=run.step,
-        total=options.steps,
+        total=None if options.minutes else options.steps,
         mininterval=10,
         disable=RANK > 0,
     )
     for batch in bar:
-        if run.step == options.steps - options.decay_steps and options.decay_steps:
+        seconds = time.time() - begin
+        scheduled = scheduled_step(run.step, seconds, options)
+        if scheduled >= options.steps:
+            break
+        if scheduled == options.steps - options.decay_steps and options.decay_steps:
             run.save("stable.pt")
-        seen.append(run.take_step({name: t.to(options.device) for name, t in batch.items()}))
-        if run.step % 50 == 0:
-            means = {name: float(np.mean([s[name] for s in seen])) for name in seen[0]}
+        on_device = {name: t.to(options.device, non_blocking=True) for name, t in batch.items()}
+        seen.append(run.take_step(on_device, learning_rate_share(run.step, scheduled, options)))
+        if run.step % LOG_EVERY == 0:
+            means = {n: torch.stack([one[n] for one in seen]).mean().item() for n in seen[0]}
             seconds = time.time() - begin
             write_log(
                 options, {"step": run.step, "size": options.size, **means, "seconds": seconds}

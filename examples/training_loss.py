@@ -155,7 +155,7 @@ def training_loss(
     batch: dict[str, Tensor],
     corrections: int,
     dense_weight: float,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a batch: a click and a box for each object, and maybe correcting clicks.
 
     Args:
@@ -178,7 +178,7 @@ def training_loss(
     logits, scores = model.decode(embeddings, *prompts)
     loss = loss_of_answers(logits, scores, truth, objects) + dense_weight * dense_loss
     figures = measure(logits.detach(), scores.detach(), truth)
-    figures["dense_loss"] = dense_loss.item()
+    figures["dense_loss"] = dense_loss.detach()
     if corrections:
         some = either_prompt(len(pixels), truth.shape[1] // 2, pixels.device)
         answer = best_masks(logits, scores), *prompts, truth
@@ -239,14 +239,14 @@ def corrected_answers(
 
 
 @torch.no_grad()
-def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, float]:
+def measure(logits: Tensor, scores: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Mean IoU for clicks and boxes: the single mask, and the best of three by own score."""
     iou = true_iou(logits, truth)
     picked = iou[:, :, 1:].take_along_dim(scores[:, :, 1:].argmax(2, keepdim=True), dim=2)
     half = iou.shape[1] // 2
     return {
-        "click_single": iou[:, :half, 0].mean().item(),
-        "click_best": picked[:, :half].mean().item(),
-        "box_single": iou[:, half:, 0].mean().item(),
-        "box_best": picked[:, half:].mean().item(),
+        "click_single": iou[:, :half, 0].mean(),
+        "click_best": picked[:, :half].mean(),
+        "box_single": iou[:, half:, 0].mean(),
+        "box_best": picked[:, half:].mean(),
     }

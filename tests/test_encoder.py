@@ -28,22 +28,26 @@ def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementati
 @pytest.mark.parametrize(("implementation", "is_called"), [("sdpa", True), ("eager", False)])
 @torch.no_grad()
 def test_what_runs_off_a_processor_equals_the_plain_form(monkeypatch, implementation, is_called):
-    """There PyTorch's attention gets the relative positions as its bias."""
+    """There PyTorch's fused attention gets relative positions as further channels."""
     monkeypatch.setattr(modeling, "_is_in_pieces", lambda *_: False)
     monkeypatch.setattr(modeling, "_biases_are_fused", lambda _: True)
-    theirs, biases = F.scaled_dot_product_attention, []
+    theirs, widths = F.scaled_dot_product_attention, []
 
-    def attention(query, key, value, bias, *options):
-        biases.append(bias)
-        return theirs(query, key, value, bias, *options)
+    def attention(query, key, value, **options):
+        widths.append(query.shape[-1])
+        return theirs(query, key, value, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     model = random_model(small_config())
     model.set_attn_implementation(implementation)
     pixels = random_images(model.config)
     assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
-    assert bool(biases) == is_called
-    assert all(bias is not None for bias in biases)
+    config, window = model.config, model.config.encoder_window_size
+    head = config.encoder_embed_dim // config.encoder_nb_heads
+    in_windows, globally = head + 2 * window, head + sum(config.grid_size())
+    is_global = [n in config.encoder_global_attn_indices for n in range(config.encoder_nb_blocks)]
+    expected = [globally if is_wide else in_windows for is_wide in is_global]
+    assert widths == (expected if is_called else [])
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (80, 80)])

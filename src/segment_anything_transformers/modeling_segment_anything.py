@@ -269,6 +269,8 @@ class EncoderAttention(nn.Module):
         bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
         if _is_in_pieces(self, query):
             return self._mix_products(queries, key, value, bias_h, bias_w)
+        if self.config._attn_implementation != "eager" and _biases_are_fused(query):
+            return self._mix_fused(query, key, value, bias_h, bias_w)
         bias_h, bias_w = bias_h[..., :, None], bias_w[..., None, :]
         parts = []
         for some, rows in self._parts(query, window_hw):
@@ -301,6 +303,29 @@ class EncoderAttention(nn.Module):
             by_axis.add_(bias_h[some, rows, :, :, None]).add_(bias_w[some, rows, :, None])
             parts.append(_product(scores.softmax(-1), values[some]).flatten(0, 1))
         return torch.cat(parts).view_as(value)
+
+    def _mix_fused(
+        self, query: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
+    ) -> Tensor:
+        """As `_mix`, in one fused attention that writes neither scores nor biases out.
+
+        A bias is a product as well: of the query's biases for every row and column with zeros and
+        a one for the row, and for the column, that the key is in.
+        """
+        (height, width), channels = (bias_h.shape[-1], bias_w.shape[-1]), query.shape[-1]
+        rows = torch.eye(height, device=key.device, dtype=key.dtype).repeat_interleave(width, dim=0)
+        columns = torch.eye(width, device=key.device, dtype=key.dtype).repeat(height, 1)
+        places = torch.cat([rows, columns], dim=-1).expand(len(key), -1, -1)  # (B, h * w, h + w)
+        scaled = query * channels**-0.5
+        query = torch.cat([scaled, bias_h.flatten(1, 2), bias_w.flatten(1, 2)], dim=-1)
+        mixed = F.scaled_dot_product_attention(
+            query.unflatten(0, (-1, self.heads)),
+            torch.cat([key, places], dim=-1).unflatten(0, (-1, self.heads)),
+            F.pad(value, (0, height + width)).unflatten(0, (-1, self.heads)),
+            dropout_p=self.drop_attention if self.training else 0.0,
+            scale=1.0,
+        )
+        return mixed.flatten(0, 1)[..., :channels]
 
     def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
         """Which of (B, h, w, c) queries attend together: several B with all rows, or few rows."""

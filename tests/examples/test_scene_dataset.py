@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from examples.nested_parts import LARGEST_SHARE, SMALLEST_SHARE, nested_masks
-from examples.scene_dataset import SceneDataset, ViewOptions
+from examples.scene_dataset import (
+    SCENE_SIDES,
+    RenderedScenes,
+    SceneDataset,
+    StoredScenes,
+    ViewOptions,
+)
+from examples.scenes.pools import CHANNELS, write_pool
 from tests.few_scenes import SIDE, write_scenes
 
 
@@ -17,7 +24,7 @@ def scenes(tmp_path):
 
 def views_of(folder, count, seed=0, **options):
     """The first samples of a folder's scenes; a `Dataset` alone would go on without an end."""
-    data = SceneDataset([folder], ViewOptions(size=SIDE, **options), count, seed)
+    data = SceneDataset(StoredScenes([folder]), ViewOptions(size=SIDE, **options), count, seed)
     return [data[index] for index in range(len(data))]
 
 
@@ -84,3 +91,37 @@ def test_a_sample_is_the_same_again(scenes):
     for one, other in zip(first, again, strict=True):
         for name, values in one.items():
             assert np.array_equal(values, other[name]), name
+
+
+@pytest.fixture
+def pools(tmp_path):
+    """Pools of one photograph."""
+    photo = np.random.default_rng(0).integers(256, size=(400, 500, 3), dtype=np.uint8)
+    write_pool(tmp_path / "photographs", iter([(0, photo)]), CHANNELS["photographs"])
+    return tmp_path
+
+
+def test_rendered_scenes_are_decided_by_seed_and_index(pools):
+    first, second = RenderedScenes(pools, 4), RenderedScenes(pools, 4)
+    for index in (7, 1 << 39):
+        for one, same in zip(first[index], second[index], strict=True):
+            assert np.array_equal(one, same)
+    others = first[8][0], RenderedScenes(pools, 5)[7][0]
+    assert not any(np.array_equal(first[7][0], other) for other in others)
+    assert {len(first[index][0]) for index in range(16)} == set(SCENE_SIDES)
+
+
+def test_views_of_rendered_scenes_show_other_scenes(pools):
+    data = SceneDataset(RenderedScenes(pools, 4), ViewOptions(size=128, objects=2), 6, seed=3)
+    views = [data[index] for index in range(6)]
+    assert all(view["pixels"].shape == (128, 128, 3) for view in views)
+    assert all(view["truth"].any((1, 2)).all() for view in views)
+    assert len({view["pixels"].tobytes() for view in views}) == 6
+    assert np.array_equal(data[4]["pixels"], views[4]["pixels"])
+
+
+def test_no_scenes_and_no_pools_are_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No images-\*\.npy"):
+        StoredScenes([tmp_path])
+    with pytest.raises(FileNotFoundError, match="No pools in"):
+        RenderedScenes(tmp_path, 0)

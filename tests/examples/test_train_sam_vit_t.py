@@ -48,10 +48,42 @@ def test_the_state_before_the_rate_falls_is_kept(train, tmp_path):
 
 def test_the_rate_rises_stays_and_falls_to_zero():
     options = Namespace(warmup_steps=4, steps=20, decay_steps=5)
-    shares = [train_sam_vit_t.learning_rate_share(step, options) for step in range(21)]
+    shares = [train_sam_vit_t.learning_rate_share(step, step, options) for step in range(21)]
     assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
     assert shares[4:16] == [1.0] * 12
     assert shares[16:] == [0.8, 0.6, 0.4, 0.2, 0.0]
+
+
+def test_with_minutes_the_time_decides():
+    options = Namespace(warmup_steps=2, steps=100, decay_steps=50, minutes=2.0)
+    scheduled = [train_sam_vit_t.scheduled_step(9, seconds, options) for seconds in (0, 60, 90)]
+    assert scheduled == [0, 50, 75]
+    shares = [train_sam_vit_t.learning_rate_share(9, step, options) for step in scheduled]
+    assert shares == [1.0, 1.0, 0.5]
+    # However long the first step took, the rate rises over steps.
+    assert train_sam_vit_t.learning_rate_share(0, 50, options) == 0.5
+    assert train_sam_vit_t.scheduled_step(9, 60, Namespace(minutes=None)) == 9
+
+
+def test_a_run_ends_when_its_minutes_are_over(train):
+    assert 1 <= train("timed", 10_000, "--minutes", "0.05")["step"] < 1000
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(train, monkeypatch, tmp_path):
+    real = train_sam_vit_t.training_loss.rating_loss
+    monkeypatch.setattr(
+        train_sam_vit_t.training_loss, "rating_loss", lambda *given: real(*given) * float("nan")
+    )
+    with pytest.raises(FloatingPointError, match="The loss is nan at step 0"):
+        train("broken", 2)
+    assert not (tmp_path / "broken" / "last.pt").exists()
+
+
+def test_minutes_are_for_one_process(train, monkeypatch, capsys):
+    monkeypatch.setattr(train_sam_vit_t, "PROCESSES", 2)
+    with pytest.raises(SystemExit):
+        train("two", 2, "--minutes", "1")
+    assert "--minutes is for one process" in capsys.readouterr().err
 
 
 def test_the_mean_of_models_is_shipped(tmp_path):
