@@ -18,7 +18,7 @@ from segment_anything_transformers.configuration_segment_anything import GENERAT
 
 FOLDER = Path(__file__).parent / "images"
 TUTORIAL_POINTS, TUTORIAL_LABELS = [(285, 90), (300, 170)], [1, 0]
-BOX = (235, 110, 365, 200)
+BOX = (205, 90, 375, 195)
 GAP = 8
 
 

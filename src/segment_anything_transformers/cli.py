@@ -32,7 +32,7 @@ from .cli_finetune import run_finetune
 from .cli_models import compile_encoder, load_model, print_models
 
 DEMO_IMAGE = "coffee.jpg"
-DEMO_POINT = (365.0, 290.0)
+DEMO_POINT = (372.0, 285.0)
 
 _ROUGH_MASK_LOGIT = 8.0
 """Logit of a pixel in a mask that the user draws: as sure as the model is of its own masks."""
