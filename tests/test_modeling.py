@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -11,6 +13,12 @@ from tests.fake_backend import small_config
 from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
+PADDING_OF = {
+    "input_points": -10,
+    "input_labels": -10,
+    "input_boxes": -10,
+    "input_masks": float("nan"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -342,36 +350,63 @@ def test_positions_stay_float32_under_half_precision(tmp_path, prompts):
     assert_close(layer(points), model.prompt_encoder.pe_layer(points), rtol=0.0, atol=0.0)
 
 
-def test_torch_export_runs_with_other_numbers_of_images_and_prompts(model, pixels, prompts):
-    points, labels = prompts["input_points"], prompts["input_labels"]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("input_points", "input_labels"),
+        pytest.param(("input_boxes", "input_masks"), marks=pytest.mark.slow),
+        pytest.param(tuple(PADDING_OF), marks=pytest.mark.slow),
+    ],
+)
+def test_torch_export_runs_with_other_numbers_of_images_and_prompts(model, pixels, prompts, names):
     images, sets = torch.export.Dim("images"), torch.export.Dim("sets", max=4096)
-    count = torch.export.Dim("count", max=64)
+    counts = {name: torch.export.Dim(f"count_of_{name}", max=64) for name in names}
+    if "input_labels" in names:
+        counts["input_labels"] = counts["input_points"]
     program = torch.export.export(
         model,
         (),
-        {"pixel_values": pixels, "input_points": points, "input_labels": labels},
+        {"pixel_values": pixels, **{name: prompts[name] for name in names}},
         dynamic_shapes={
             "pixel_values": {0: images},
-            "input_points": {0: images, 1: sets, 2: count},
-            "input_labels": {0: images, 1: sets, 2: count},
+            **{name: {0: images, 1: sets, 2: counts[name]} for name in names},
         },
     )
-    inputs = {
-        "pixel_values": random_images(model.config, count=3),
-        "input_points": torch.rand(3, 5, 2, 2) * 60,
-        "input_labels": torch.ones(3, 5, 2, dtype=torch.long),
-    }
+    inputs = {"pixel_values": random_images(model.config, count=3)}
+    others = random_prompts(model.config, images=3, seed=3)
+    for name in names:
+        # 6 sets of 12 points, 6 boxes and 6 masks; every second set has 2 of each
+        inputs[name] = others[name].repeat_interleave(2, dim=1).repeat_interleave(3, dim=2)
+        inputs[name][:, ::2, 2:] = PADDING_OF[name]
     with torch.no_grad():
         exported, expected = program.module()(**inputs), model(**inputs)
     assert_close(exported.pred_masks, expected.pred_masks, **TOLERANCE)
     assert_close(exported.iou_scores, expected.iou_scores, **TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    [
+        ("aot_eager", tuple(PADDING_OF)),
+        pytest.param(
+            "inductor",  # the default; C++ takes a minute to compile
+            ("input_points", "input_labels"),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++"),
+                # PyTorch's own, on the first import of inductor
+                pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+            ],
+        ),
+    ],
+)
 @torch.no_grad()
-def test_compiles_as_one_graph(model, pixels, prompts):
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    output, expected = compiled(pixels, **prompts), model(pixels, **prompts)
+def test_compiles_as_one_graph(model, pixels, prompts, backend, names):
+    given = {name: prompts[name] for name in names}
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    output, expected = compiled(pixels, **given), model(pixels, **given)
     assert_close(output.pred_masks, expected.pred_masks, **TOLERANCE)
+    assert_close(output.iou_scores, expected.iou_scores, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ENCODER_ACTIVATIONS)

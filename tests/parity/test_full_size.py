@@ -1,5 +1,7 @@
 """The full `sam_vit_b` against Meta's code and transformers': same weights, same inputs."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -11,6 +13,13 @@ from tests.parity.peers import decode_with_meta, huggingface_model, meta_model
 from tests.tiny import random_images, random_model, random_prompts
 
 pytestmark = pytest.mark.slow
+SPARSE = ("input_points", "input_labels", "input_boxes")
+KINDS = [
+    ("input_points", "input_labels"),
+    ("input_boxes",),
+    ("input_masks",),
+    ("input_boxes", "input_masks"),
+]
 
 
 @torch.no_grad()
@@ -25,13 +34,19 @@ def test_full_sam_vit_b_equals_both_peers():
     assert_close(embeddings, peer.get_image_embeddings(pixels), rtol=0.0, atol=1e-4)
 
     prompts = random_prompts(model.config, images=1)
-    points = {name: prompts[name] for name in ("input_points", "input_labels")}
-    ours = model(image_embeddings=embeddings, **points)
-    logits, scores = decode_with_meta(
-        sam, embeddings[0], *(tensor[0] for tensor in points.values()), None, None, True
-    )
-    theirs = peer(image_embeddings=embeddings, **points)
-    assert_close(ours.pred_masks[0], logits, rtol=0.0, atol=1e-5)
-    assert_close(ours.iou_scores[0], scores, rtol=0.0, atol=1e-5)
-    assert_close(ours.pred_masks, theirs.pred_masks, rtol=0.0, atol=1e-4)
-    assert_close(ours.iou_scores, theirs.iou_scores, rtol=0.0, atol=1e-4)
+    # All that both take: one box a prompt set, one mask an image.
+    prompts["input_boxes"] = prompts["input_boxes"][:, :, 0]
+    prompts["input_masks"] = prompts["input_masks"][:, 0, :1]
+    for names, multimask_output in product(KINDS, (True, False)):
+        given = {name: prompts[name] for name in names}
+        inputs = {"image_embeddings": embeddings, "multimask_output": multimask_output, **given}
+        ours, theirs = model(**inputs), peer(**inputs)
+        sparse = (given[name][0] if name in given else None for name in SPARSE)
+        logits, scores = decode_with_meta(
+            sam, embeddings[0], *sparse, given.get("input_masks"), multimask_output
+        )
+        case = f"{', '.join(names)}, multimask_output={multimask_output}: {{}}".format
+        assert_close(ours.pred_masks[0], logits, rtol=0.0, atol=1e-5, msg=case)
+        assert_close(ours.iou_scores[0], scores, rtol=0.0, atol=1e-5, msg=case)
+        assert_close(ours.pred_masks, theirs.pred_masks, rtol=0.0, atol=1e-4, msg=case)
+        assert_close(ours.iou_scores, theirs.iou_scores, rtol=0.0, atol=1e-4, msg=case)

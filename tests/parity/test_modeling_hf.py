@@ -10,6 +10,7 @@ from tests.parity.peers import huggingface_model
 from tests.tiny import random_images, random_model, random_prompts, square_config
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
+KINDS = [*product((True, False), repeat=3)]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,10 @@ def test_image_embeddings_equal_transformers(models):
     assert_close(model.get_image_embeddings(pixels), expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("has_points", "has_box"), [kinds for kinds in product((True, False), repeat=2) if any(kinds)]
-)
+@pytest.mark.parametrize(("has_points", "has_box", "has_mask"), KINDS)
 @pytest.mark.parametrize("multimask_output", [True, False])
 @torch.no_grad()
-def test_masks_equal_transformers(models, has_points, has_box, multimask_output):
+def test_masks_equal_transformers(models, has_points, has_box, has_mask, multimask_output):
     model, peer = models
     prompts = random_prompts(model.config)
     inputs = {"pixel_values": random_images(model.config), "multimask_output": multimask_output}
@@ -40,21 +39,8 @@ def test_masks_equal_transformers(models, has_points, has_box, multimask_output)
         inputs["input_labels"] = prompts["input_labels"]
     if has_box:
         inputs["input_boxes"] = prompts["input_boxes"][:, :, 0]
-    ours, theirs = model(**inputs), peer(**inputs)
-    assert_close(ours.pred_masks, theirs.pred_masks, **TOLERANCE)
-    assert_close(ours.iou_scores, theirs.iou_scores, **TOLERANCE)
-
-
-@torch.no_grad()
-def test_a_mask_for_all_prompt_sets_equals_transformers(models):
-    model, peer = models
-    prompts = random_prompts(model.config, images=1)
-    inputs = {
-        "pixel_values": random_images(model.config, count=1),
-        "input_points": prompts["input_points"],
-        "input_labels": prompts["input_labels"],
-        "input_masks": prompts["input_masks"][:, 0, :1],
-    }
+    if has_mask:  # one for all prompt sets of an image
+        inputs["input_masks"] = prompts["input_masks"][:, 0, :1]
     ours, theirs = model(**inputs), peer(**inputs)
     assert_close(ours.pred_masks, theirs.pred_masks, **TOLERANCE)
     assert_close(ours.iou_scores, theirs.iou_scores, **TOLERANCE)
