@@ -87,6 +87,22 @@ def test_gradients_agree_with_finite_differences(function, truth):
         assert_close(logits.grad.flatten()[index], slope, rtol=1e-2, atol=1e-4)
 
 
+def test_the_gradient_of_the_qualities_agrees_with_finite_differences(logits, truth):
+    scores = torch.rand(N, P, K, requires_grad=True)
+
+    def loss(given):
+        return segmentation_loss(logits, given, truth[:, :, 0])
+
+    loss(scores).backward()
+    step = 1e-2
+    for index in range(scores.numel()):
+        bump = torch.zeros(scores.numel())
+        bump[index] = step
+        high, low = (loss(scores.detach() + sign * bump.view_as(scores)) for sign in (1, -1))
+        slope = (high - low) / (2 * step)
+        assert_close(scores.grad.flatten()[index], slope, rtol=1e-2, atol=1e-3)
+
+
 def test_unknown_pixels_do_not_count(logits, truth):
     labels = truth[:, :, 0].clone()
     labels[..., 3:] = -1.0

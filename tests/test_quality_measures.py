@@ -1,6 +1,9 @@
 import cv2
 import numpy as np
 import pytest
+from pycocotools import mask as coco_masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy import ndimage, stats
 
 from segment_anything_transformers.quality_measures import (
@@ -79,6 +82,51 @@ def test_each_proposal_finds_one_object():
     np.testing.assert_allclose(matched_share(ious), [0.9, 0.3])
     np.testing.assert_allclose(matched_share(ious[:1]), [0.9, 0.0])
     np.testing.assert_allclose(matched_share(ious[:0]), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_recall_is_cocos(seed):
+    """Proposals that are objects and their neighbours in part: several may find the same object."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 60, (30, 2))
+    sides = rng.integers(10, 30, (30, 2))
+    drawn = [
+        rectangle(*corner, *(corner + side), size_hw=(90, 90))
+        for corner, side in zip(corners, sides, strict=True)
+    ]
+    truth = drawn[:8]
+    moved = [np.roll(truth[n % 8], rng.integers(-3, 4, 2), (0, 1)) for n in range(24)]
+    proposals = [mask for pair in zip(moved, drawn[6:], strict=True) for mask in pair]
+
+    def annotation(number, mask):
+        lines = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+        shared = {"id": number, "image_id": 1, "category_id": 1, "segmentation": lines}
+        return {**shared, "area": float(mask.sum()), "bbox": [0, 0, 1, 1], "iscrowd": 0}
+
+    peer = COCO()
+    peer.dataset = {
+        "images": [{"id": 1, "height": 90, "width": 90}],
+        "categories": [{"id": 1}],
+        "annotations": [annotation(number, mask) for number, mask in enumerate(truth, 1)],
+        "info": {},
+    }
+    peer.createIndex()
+    falling = np.linspace(0.9, 0.1, len(proposals))
+    answers = peer.loadRes(
+        [
+            {**annotation(number, mask), "score": score}
+            for number, (mask, score) in enumerate(zip(proposals, falling, strict=True), 1)
+        ]
+    )
+    evaluation = COCOeval(peer, answers, "segm")
+    evaluation.params.maxDets = counts = [1, 10, 48]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    expected = evaluation.eval["recall"][:, 0, 0].mean(axis=0)  # all sizes
+    ious = np.array([masks_iou(mask, np.stack(truth)) for mask in proposals])
+    recall = [matched_share(ious[:count]).mean() for count in counts]
+    np.testing.assert_allclose(recall, expected, atol=1e-12)
+    assert 0 < recall[0] < recall[1] < recall[2] < 1
 
 
 def test_rank_correlation_is_spearmans():
