@@ -25,17 +25,21 @@ def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementati
     assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
 
 
+@pytest.mark.parametrize("most", [256, 0], ids=["as channels", "as a bias"])
 @pytest.mark.parametrize(("implementation", "is_called"), [("sdpa", True), ("eager", False)])
 @torch.no_grad()
-def test_what_runs_off_a_processor_equals_the_plain_form(monkeypatch, implementation, is_called):
-    """There PyTorch's fused attention gets relative positions as further channels."""
+def test_what_runs_off_a_processor_equals_the_plain_form(
+    monkeypatch, implementation, is_called, most
+):
+    """There PyTorch's fused attention gets the relative positions, as channels where they fit."""
     monkeypatch.setattr(modeling, "_is_in_pieces", lambda *_: False)
     monkeypatch.setattr(modeling, "_biases_are_fused", lambda _: True)
-    theirs, widths = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(modeling, "_FUSED_CHANNELS", most)
+    theirs, calls = F.scaled_dot_product_attention, []
 
-    def attention(query, key, value, **options):
-        widths.append(query.shape[-1])
-        return theirs(query, key, value, **options)
+    def attention(query, key, value, bias=None, *given, **options):
+        calls.append((query.shape[-1], bias is not None))
+        return theirs(query, key, value, bias, *given, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     model = random_model(small_config())
@@ -44,10 +48,14 @@ def test_what_runs_off_a_processor_equals_the_plain_form(monkeypatch, implementa
     assert_close(model.get_image_embeddings(pixels), plain.encode(model, pixels), **TOLERANCE)
     config, window = model.config, model.config.encoder_window_size
     head = config.encoder_embed_dim // config.encoder_nb_heads
-    in_windows, globally = head + 2 * window, head + sum(config.grid_size())
     is_global = [n in config.encoder_global_attn_indices for n in range(config.encoder_nb_blocks)]
-    expected = [globally if is_wide else in_windows for is_wide in is_global]
-    assert widths == (expected if is_called else [])
+    added = [sum(config.grid_size()) if is_wide else 2 * window for is_wide in is_global]
+    if not is_called:
+        assert calls == []
+    elif most:
+        assert calls == [(head + count, False) for count in added]
+    else:
+        assert set(calls) == {(head, True)}
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (80, 80)])

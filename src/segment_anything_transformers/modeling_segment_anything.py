@@ -48,6 +48,9 @@ _SCORES_AT_ONCE = {True: 1 << 21, False: 1 << 26}
 """Attention scores that the encoder holds at one time, on a processor and elsewhere: 8 MiB of them
 in fp32 stay in a processor's cache. All scores of a global block would be 800 MB."""
 
+_FUSED_CHANNELS = 256
+"""Channels of queries and keys up to which PyTorch has an attention that writes no scores out."""
+
 _ROWS_AT_ONCE = 16
 """Rows of tokens that go through a global block's perceptron at a time, on a processor."""
 
@@ -269,7 +272,8 @@ class EncoderAttention(nn.Module):
         bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
         if _is_in_pieces(self, query):
             return self._mix_products(queries, key, value, bias_h, bias_w)
-        if self.config._attn_implementation != "eager" and _biases_are_fused(query):
+        is_fused = self.config._attn_implementation != "eager" and _biases_are_fused(query)
+        if is_fused and query.shape[-1] + window_h + window_w <= _FUSED_CHANNELS:
             return self._mix_fused(query, key, value, bias_h, bias_w)
         bias_h, bias_w = bias_h[..., :, None], bias_w[..., None, :]
         parts = []
