@@ -120,32 +120,23 @@ class RenderedScenes:
 
 
 class SceneDataset(Dataset[dict[str, np.ndarray]]):
-    """Views of scenes.
+    """Views of scenes, without an end: any index has one.
 
     A sample depends on its index and the seed alone, so a resumed training sees what it would
     have seen.
     """
 
     def __init__(
-        self,
-        scenes: StoredScenes | RenderedScenes,
-        options: ViewOptions,
-        length: int,
-        seed: int = 0,
+        self, scenes: StoredScenes | RenderedScenes, options: ViewOptions, seed: int = 0
     ) -> None:
         """Draws from scenes.
 
         Args:
             scenes: Images (S, S, 3) and their instance maps (S, S), by index.
             options: How views are cut.
-            length: Number of samples that indices may ask for.
             seed: Makes another sequence of samples.
         """
-        self.scenes, self.options, self.length, self.seed = scenes, options, length, seed
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return self.length
+        self.scenes, self.options, self.seed = scenes, options, seed
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One view.

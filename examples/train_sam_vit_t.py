@@ -15,13 +15,13 @@ processors too.
 On a GPU, with as many processes that render as there are cores to feed it:
 
     python -m examples.train_sam_vit_t --pools scenes/pools/train --output run --size 1024 \
-        --initial sam_vit_t --attention sdpa --precision bf16 --batch-size 24 --workers 14 \
+        --initial sam_vit_t --precision bf16 --batch-size 24 --workers 14 \
         --steps 3000 --decay-steps 2700 --minutes 8
 
 A run continues from `run/last.pt`, also with another size. The learning rate rises, stays, and
-falls to zero in the last `--decay-steps`; `run/stable.pt` keeps the state before the fall, so that
-a later run can go on from there (`--resume run/stable.pt`). The averaged weights are written to
-`run/model` whenever a checkpoint is.
+falls to zero in the last `--decay-steps`. Unless `--minutes` decide, `run/stable.pt` keeps the
+state before the fall, so that a later run can go on from there (`--resume run/stable.pt`). The
+averaged weights are written to `run/model` whenever a checkpoint is.
 """
 
 import argparse
@@ -93,12 +93,6 @@ def parse_arguments() -> argparse.Namespace:
         "--dense-weight", type=float, default=1.0, help="of the loss that needs no prompts"
     )
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument(
-        "--attention",
-        choices=["eager", "sdpa"],
-        default="eager",
-        help="on a CPU a fused kernel is slower than products and a softmax",
-    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=250)
@@ -168,12 +162,14 @@ class Run:
         """Continues from a checkpoint where there is one, else starts from scratch."""
         torch.manual_seed(options.seed)
         self.options = options
+        # On a CPU, with the few tokens of prompts, products and a softmax are faster than a kernel.
+        attention = "eager" if options.device == "cpu" else "sdpa"
         if options.frame:
-            model = enlarged(options.initial or "sam_vit_t", options.frame, options.attention)
+            model = enlarged(options.initial or "sam_vit_t", options.frame, attention)
             use_frame(model)
         else:
             model = initial_model(
-                options.initial, options.initial_encoder, options.attention, options.width
+                options.initial, options.initial_encoder, attention, options.width
             )
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()
@@ -245,7 +241,9 @@ class Run:
         average_gradients(self.parts)
         norm = nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
         if not norm.isfinite():
-            raise FloatingPointError(f"The loss is {loss.item()} at step {self.step}.")
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.step}; its gradients are not finite."
+            )
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.model)
@@ -265,7 +263,7 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
     )
     stored, pools, seed = options.scenes, options.pools, options.seed
     scenes = StoredScenes(stored) if stored else RenderedScenes(pools, seed)
-    data = SceneDataset(scenes, views, sys.maxsize, seed)
+    data = SceneDataset(scenes, views, seed)
     first = start * options.batch_size * PROCESSES + RANK
     last = sys.maxsize if options.minutes else options.steps * options.batch_size * PROCESSES
     return DataLoader(
@@ -306,8 +304,7 @@ def main() -> None:
         disable=RANK > 0,
     )
     for batch in bar:
-        seconds = time.time() - begin
-        scheduled = scheduled_step(run.step, seconds, options)
+        scheduled = scheduled_step(run.step, time.time() - begin, options)
         if scheduled >= options.steps:
             break
         if scheduled == options.steps - options.decay_steps and options.decay_steps:

@@ -23,9 +23,9 @@ def scenes(tmp_path):
 
 
 def views_of(folder, count, seed=0, **options):
-    """The first samples of a folder's scenes; a `Dataset` alone would go on without an end."""
-    data = SceneDataset(StoredScenes([folder]), ViewOptions(size=SIDE, **options), count, seed)
-    return [data[index] for index in range(len(data))]
+    """The first samples of a folder's scenes."""
+    data = SceneDataset(StoredScenes([folder]), ViewOptions(size=SIDE, **options), seed)
+    return [data[index] for index in range(count)]
 
 
 def test_parts_are_within_what_they_are_on():
@@ -112,7 +112,7 @@ def test_rendered_scenes_are_decided_by_seed_and_index(pools):
 
 
 def test_views_of_rendered_scenes_show_other_scenes(pools):
-    data = SceneDataset(RenderedScenes(pools, 4), ViewOptions(size=128, objects=2), 6, seed=3)
+    data = SceneDataset(RenderedScenes(pools, 4), ViewOptions(size=128, objects=2), seed=3)
     views = [data[index] for index in range(6)]
     assert all(view["pixels"].shape == (128, 128, 3) for view in views)
     assert all(view["truth"].any((1, 2)).all() for view in views)

@@ -10,7 +10,6 @@ from tests.parity.peers import huggingface_model
 from tests.tiny import random_images, random_model, random_prompts, square_config
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
-KINDS = [*product((True, False), repeat=3)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def test_image_embeddings_equal_transformers(models):
     assert_close(model.get_image_embeddings(pixels), expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize(("has_points", "has_box", "has_mask"), KINDS)
+@pytest.mark.parametrize(("has_points", "has_box", "has_mask"), [*product((True, False), repeat=3)])
 @pytest.mark.parametrize("multimask_output", [True, False])
 @torch.no_grad()
 def test_masks_equal_transformers(models, has_points, has_box, has_mask, multimask_output):
