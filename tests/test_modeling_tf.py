@@ -23,6 +23,7 @@ from segment_anything_transformers.image_processing_segment_anything import (
 from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model
+from tests.rounding import assert_within_rounding
 from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts, square_config
 
 pytestmark = pytest.mark.tf
@@ -57,6 +58,13 @@ def in_numpy(inputs):
     return {name: np.asarray(tensor) for name, tensor in inputs.items()}
 
 
+def chosen_prompts(prompts, given):
+    """The kinds of prompts that are given, with the labels of points."""
+    names = list(itertools.compress(KINDS, given))
+    names += ["input_labels"] if "input_points" in names else []
+    return {name: prompts[name] for name in names}
+
+
 def channels_last(tensor):
     return np.ascontiguousarray(np.asarray(tensor).transpose(0, 2, 3, 1))
 
@@ -72,9 +80,7 @@ def test_image_embeddings_equal(models, pixels):
 @pytest.mark.parametrize("multimask_output", [True, False])
 @torch.no_grad()
 def test_every_combination_of_prompts_equals(models, pixels, prompts, given, multimask_output):
-    chosen = {kind for kind, is_given in zip(KINDS, given, strict=True) if is_given}
-    chosen |= {"input_labels"} if "input_points" in chosen else set()
-    inputs = {"pixel_values": pixels, **{name: prompts[name] for name in chosen}}
+    inputs = {"pixel_values": pixels, **chosen_prompts(prompts, given)}
     expected = models[0](**inputs, multimask_output=multimask_output)
     _, scores, logits = models[1](in_numpy(inputs), multimask_output=multimask_output)
     np.testing.assert_allclose(logits, expected.pred_masks, **TOLERANCE)
@@ -84,9 +90,7 @@ def test_every_combination_of_prompts_equals(models, pixels, prompts, given, mul
 @pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)))
 @torch.no_grad()
 def test_prompt_embeddings_equal(models, prompts, given):
-    chosen = {kind for kind, is_given in zip(KINDS, given, strict=True) if is_given}
-    chosen |= {"input_labels"} if "input_points" in chosen else set()
-    inputs = {name: prompts[name] for name in chosen}
+    inputs = chosen_prompts(prompts, given)
     tokens, grid = models[1].get_prompt_embeddings(in_numpy(inputs))
     expected_tokens, expected_grid = models[0].get_prompt_embeddings(**inputs)
     expected_grid = np.moveaxis(np.asarray(expected_grid), 2, -1)
@@ -249,18 +253,27 @@ def test_every_origin_of_weights_is_read_as_by_pytorch(tmp_path):
             np.testing.assert_array_equal(ours[key], tensor, err_msg=key)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@torch.no_grad()
-def test_mixed_precision_follows_float32(models, pixels, prompts, tmp_path, policy):
-    models[0].save_pretrained(tmp_path)
-    half = TFSegmentAnythingModel.from_pretrained(tmp_path, dtype=policy)
+@pytest.fixture(scope="module", params=["bfloat16", "float16"])
+def half(request, models, tmp_path_factory):
+    """The TensorFlow model that computes in half precision."""
+    folder = tmp_path_factory.mktemp(request.param)
+    models[0].save_pretrained(folder)
+    made = TFSegmentAnythingModel.from_pretrained(folder, dtype=f"mixed_{request.param}")
     assert keras.config.dtype_policy().name == "float32"
-    expected = models[0](pixels, prompts["input_points"], prompts["input_labels"])
-    inputs = {"pixel_values": pixels, **{k: prompts[k] for k in ("input_points", "input_labels")}}
-    _, _, logits = half(in_numpy(inputs), multimask_output=True)
-    assert logits.dtype == half.compute_dtype != "float32"
-    error = np.abs(np.asarray(logits, np.float32) - expected.pred_masks.numpy()).max()
-    assert error < 0.1 * expected.pred_masks.abs().max()
+    assert made.compute_dtype == request.param
+    return made
+
+
+@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)))
+@torch.no_grad()
+def test_half_precision_follows_float32_within_its_rounding(models, half, pixels, prompts, given):
+    inputs = {"pixel_values": pixels, **chosen_prompts(prompts, given)}
+    expected = models[0](**inputs)
+    _, scores, logits = half(in_numpy(inputs), multimask_output=True)
+    assert logits.dtype == half.compute_dtype
+    dtype = getattr(torch, half.compute_dtype)
+    assert_within_rounding(np.asarray(logits, np.float32), expected.pred_masks, dtype)
+    assert_within_rounding(np.asarray(scores, np.float32), expected.iou_scores, dtype)
 
 
 @torch.no_grad()

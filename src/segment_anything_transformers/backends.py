@@ -294,12 +294,19 @@ class KerasBackend:
     def decode_above(
         self, image_embeddings: Any, points: np.ndarray, labels: np.ndarray, iou_threshold: float
     ) -> GoodMasks:
-        """See `Backend.decode_above`. Of a prompt with any good mask it makes every mask."""
-        shared, threshold = self._graphs.share(image_embeddings), np.float32(iou_threshold)
+        """See `Backend.decode_above`. Of a prompt with any good mask it makes every mask.
+
+        On JAX it makes all.
+        """
+        graphs = self._graphs
+        if graphs.decode_above is None:
+            made = self.decode(image_embeddings, points, labels, None, None, True)
+            return GoodMasks.above(iou_threshold, *made)
+        shared, threshold = graphs.share(image_embeddings), np.float32(iou_threshold)
         found: list[GoodMasks] = []
         start = 0
         for group in self._groups(points, labels, None, None):
-            results = self._graphs.decode_above(shared, *group[:2], threshold)
+            results = graphs.decode_above(shared, *group[:2], threshold)
             logits, scores, prompts = (np.asarray(result) for result in results)
             good = GoodMasks.above(
                 iou_threshold, np.asarray(logits[0], np.float32), scores[prompts]

@@ -1,4 +1,4 @@
-"""Functions of a Keras model as TensorFlow graphs, traced once for any number of prompts."""
+"""Functions of a Keras model as compiled graphs, by TensorFlow once for any number of prompts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ _POSITIONS_AT_ONCE = {True: 1 << 15, False: 1 << 19}
 
 
 class Graph:
-    """A function that runs as a graph; on another backend of Keras than TensorFlow, as it is.
+    """A method of a model that runs as a graph; on another backend of Keras than these, as it is.
+
+    TensorFlow traces it once for any lengths of the free axes. JAX compiles it for each, which
+    takes less than to compile each of its steps, as it would otherwise.
 
     Args:
+        model: Whose weights it reads.
         function: Takes nested tuples of tensors, and None.
         free_axes: For each argument the axis whose length may differ from call to call, or None.
     """
 
-    def __init__(self, function: Callable, free_axes: tuple[int | None, ...]) -> None:
+    def __init__(self, model: Any, function: Callable, free_axes: tuple[int | None, ...]) -> None:
         """Traces nothing yet."""
         self.free_axes = free_axes
         self.traces = 0
@@ -33,6 +37,8 @@ class Graph:
             import tensorflow as tf
 
             self._function = tf.function(self._counted(function), autograph=False)
+        elif keras.backend.backend() == "jax":
+            self._function = _compiled_by_jax(model, self._counted(function))
 
     def _counted(self, function: Callable) -> Callable:
         def traced(*arguments: Any) -> Any:
@@ -55,6 +61,18 @@ class Graph:
         return self._function(*arguments)
 
 
+def _compiled_by_jax(model: Any, function: Callable) -> Callable:
+    """The function, given the model's weights of the moment: a compiled one would keep old ones."""
+    import jax
+
+    def stateless(values: list[Any], *arguments: Any) -> Any:
+        with keras.StatelessScope(state_mapping=zip(model.variables, values, strict=True)):
+            return function(*arguments)
+
+    compiled = jax.jit(stateless)
+    return lambda *arguments: compiled([w.value for w in model.variables], *arguments)
+
+
 def _as_tensor(value: Any) -> Any:
     return None if value is None else keras.ops.convert_to_tensor(value)
 
@@ -75,10 +93,11 @@ class ModelGraphs:
         """Prepares the graphs of a `TFSegmentAnythingModel`."""
         grid_hw = model.grid_size()
         selections = {True: slice(1, None), False: slice(0, 1)}
-        self.encode = Graph(model.get_image_embeddings, (0,))
-        self.share = Graph(model.share, (None,))
+        self.encode = Graph(model, model.get_image_embeddings, (0,))
+        self.share = Graph(model, model.share, (None,))
         self.decode = {
             multiple: Graph(
+                model,
                 lambda shared, *prompts, chosen=chosen: model.decode_shared(
                     shared, *prompts, grid_hw, chosen
                 ),
@@ -88,16 +107,21 @@ class ModelGraphs:
         }
         self.decode_with_masks = {
             multiple: Graph(
-                lambda *inputs, chosen=chosen: model.decode(*inputs, chosen), (None, 1, 1, 1, 1)
+                model,
+                lambda *inputs, chosen=chosen: model.decode(*inputs, chosen),
+                (None, 1, 1, 1, 1),
             )
             for multiple, chosen in selections.items()
         }
-        self.decode_above = Graph(
-            lambda shared, points, labels, threshold: model.decode_above(
-                shared, points, labels, grid_hw, threshold
-            ),
-            (None, 1, 1, None),
-        )
+        self.decode_above = None  # to JAX the number of masks must not depend on their quality
+        if keras.backend.backend() != "jax":
+            self.decode_above = Graph(
+                model,
+                lambda shared, points, labels, threshold: model.decode_above(
+                    shared, points, labels, grid_hw, threshold
+                ),
+                (None, 1, 1, None),
+            )
 
     @classmethod
     def of(cls, model: Any) -> ModelGraphs:

@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -71,9 +72,25 @@ _BIAS_ELEMENTS = 1 << 24
 """Largest relative-position bias that is built at once, in elements an image (64 MiB in fp32)."""
 
 
-def _uniform() -> keras.initializers.Initializer:
+_IS_LOADING: ContextVar[bool] = ContextVar("_IS_LOADING", default=False)
+"""Whether weights come from a file, so that none are drawn: JAX compiles the draw of each shape."""
+
+
+def _uniform() -> Any:
     """Uniform within one over the root of the number of inputs, as the PyTorch class starts."""
-    return keras.initializers.VarianceScaling(1.0 / 3.0, "fan_in", "uniform")
+    return _drawn(keras.initializers.VarianceScaling(1.0 / 3.0, "fan_in", "uniform"))
+
+
+def _normal() -> Any:
+    return _drawn(keras.initializers.RandomNormal(stddev=1.0))
+
+
+def _drawn(initializer: keras.initializers.Initializer) -> Any:
+    return _zeros if _IS_LOADING.get() else initializer
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
+    return np.zeros(shape, np.float32)
 
 
 def _dense(width: int, bias: bool = True) -> layers.Dense:
@@ -192,8 +209,7 @@ class Embedding(layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Starts from a normal distribution."""
-        initializer = keras.initializers.RandomNormal(stddev=1.0)
-        self.weight = self.add_weight(shape=self.shape, initializer=initializer, name="weight")
+        self.weight = self.add_weight(shape=self.shape, initializer=_normal(), name="weight")
         self.built = True
 
     @property
@@ -476,7 +492,7 @@ class PositionEncoding(layers.Layer):
         """Draws the frequencies; they do not learn."""
         self.positional_encoding_gaussian_matrix = self.add_weight(
             shape=(2, self.width // 2),
-            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            initializer=_normal(),
             trainable=False,
             name="positional_encoding_gaussian_matrix",
         )
@@ -1376,11 +1392,13 @@ class TFSegmentAnythingPreTrainedModel(keras.Model, PushToHubMixin):
         if unknown:
             raise TypeError(f"Unknown options {sorted(unknown)}.")
         policy = keras.config.dtype_policy()
+        is_loading = _IS_LOADING.set(True)
         try:
             keras.config.set_dtype_policy(dtype or policy)
             model = cls(config)
         finally:
             keras.config.set_dtype_policy(policy)
+            _IS_LOADING.reset(is_loading)
         model.load_state_dict(weights)
         return model
 
