@@ -4,10 +4,11 @@
     python -m examples.scenes.render --output scenes/held_out --split held_out --count 256
     python -m benchmarks.scaling --scenes scenes/train --held-out scenes/held_out
 
-Every training takes the same number of views of 256 pixels; one thing is changed at a time. They
-are measured on held-out scenes, and on scenes that all of them saw, as pictures of that size. Takes
-half an hour on two cores; the table and the picture go to docs/training.md. `make bench` leaves it
-out, as it has no scenes.
+Every training takes the same number of views of 256 pixels. In the part `scaling` the width or the
+scenes change, in `shapes` the shape of an image encoder of about the same size. They are measured
+on held-out scenes, and on scenes that all of them saw, as pictures of that size. Each part takes
+half an hour on two cores; tables and picture go to docs/training.md. `make bench` leaves it out, as
+it has no scenes.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.quality import scenes, summarise
 from benchmarks.speeds import measure, page
 from examples.scene_dataset import shards
+from examples.training_start import EncoderShape
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.evaluation import evaluate
 
@@ -44,15 +46,30 @@ class Training(NamedTuple):
     """One of the trainings that are compared.
 
     Attributes:
-        width: Of the image encoder.
+        shape: Of the image encoder.
         shards: Number of the shards of scenes that it sees, None for all.
     """
 
-    width: int
+    shape: EncoderShape = EncoderShape()
     shards: int | None = None
 
 
-TRAININGS = (Training(96), Training(192), Training(288), Training(192, 4), Training(192, 1))
+PARTS = {
+    "scaling": (
+        Training(EncoderShape(width=96)),
+        Training(),
+        Training(EncoderShape(width=288)),
+        Training(shards=4),
+        Training(shards=1),
+    ),
+    "shapes": (
+        Training(),
+        Training(EncoderShape(width=256, blocks=4)),
+        Training(EncoderShape(width=128, blocks=16)),
+        Training(EncoderShape(patch=8)),
+    ),
+}
+"""What each table of the page compares."""
 
 
 def shards_of(folder: Path, training: Training) -> list[tuple[Path, Path]]:
@@ -60,7 +77,7 @@ def shards_of(folder: Path, training: Training) -> list[tuple[Path, Path]]:
     return shards(folder)[: training.shards]
 
 
-def train(width: int, seen: list[tuple[Path, Path]], output: Path, steps: int) -> None:
+def train(shape: EncoderShape, seen: list[tuple[Path, Path]], output: Path, steps: int) -> None:
     """Trains in two processes on some shards."""
     with TemporaryDirectory() as folder:
         for path in (path for pair in seen for path in pair):
@@ -68,7 +85,7 @@ def train(width: int, seen: list[tuple[Path, Path]], output: Path, steps: int) -
         options = {
             "scenes": folder,
             "output": output,
-            "width": width,
+            **shape._asdict(),
             "size": SIZE,
             "batch-size": BATCH,
             "steps": steps,
@@ -98,13 +115,14 @@ def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one training."""
     seen = shards_of(options.scenes, training)
     with TemporaryDirectory() as output:
-        train(training.width, seen, Path(output), options.steps)
+        train(training.shape, seen, Path(output), options.steps)
         log = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
         model = SegmentAnythingModel.from_pretrained(
             Path(output) / "model", input_size=(SIZE, SIZE)
         )
     return {
-        **training._asdict(),
+        **training.shape._asdict(),
+        "shards": training.shards,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scenes": sum(len(np.load(images, mmap_mode="r")) for images, _ in seen),
         "held out": measured(model, options.held_out),
@@ -113,11 +131,11 @@ def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """The part of the page: a row for each training."""
+def table(part: str, results: dict[str, Any]) -> str:
+    """A part of the page: a row for each of its trainings."""
     rows = [
         [
-            str(one["width"]),
+            *(str(one[name]) for name in EncoderShape._fields),
             f"{one['parameters'] / 1e6:.1f} million",
             f"{one['scenes']:,}",
             f"{one['log'][-1]['seconds'] / 60:.1f}",
@@ -126,10 +144,11 @@ def table(results: dict[str, Any]) -> str:
         for one in results["trainings"]
     ]
     figures = " / ".join(FIGURES)
-    heads = ["width", "parameters", "scenes", "minutes", f"held out: {figures}", f"seen: {figures}"]
+    heads = [*EncoderShape._fields, "parameters", "scenes", "minutes"]
+    heads += [f"held out: {figures}", f"seen: {figures}"]
     parts = [
         f"{results['views']:,} views of {SIZE} pixels each. Measured with "
-        "`python -m benchmarks.scaling` on:",
+        f"`python -m benchmarks.scaling --parts {part}` on:",
         page.machine_lines(results["machine"]),
         page.table(heads, rows),
     ]
@@ -137,7 +156,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any]) -> None:
-    """Draws mean IoU on the training's own views by minutes, for each width with all scenes."""
+    """Draws mean IoU on the trainings' own views by minutes, for each width with all scenes."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = figure.subplots()
     complete = [one for one in results["trainings"] if one["shards"] is None]
@@ -156,18 +175,22 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, required=True, help="folder of scenes to learn from")
     parser.add_argument("--held-out", type=Path, required=True, help="folder of held-out scenes")
     parser.add_argument("--steps", type=int, default=240, help="of every training")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     options = parser.parse_args()
-    results: dict[str, Any] = {
-        "machine": measure.machine(PROCESSES),
-        "views": options.steps * BATCH * PROCESSES,
-        "trainings": [],
-    }
-    for training in TRAININGS:
-        results["trainings"].append(result(training, options))
-        print(table(results))
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    page.write_part("scaling", table(results), PAGE)
-    draw(results)
+    for part in options.parts:
+        results: dict[str, Any] = {
+            "machine": measure.machine(PROCESSES),
+            "views": options.steps * BATCH * PROCESSES,
+            "trainings": [],
+        }
+        for training in PARTS[part]:
+            results["trainings"].append(result(training, options))
+            print(table(part, results))
+        measured_before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({**measured_before, part: results}, indent=2) + "\n")
+        page.write_part(part, table(part, results), PAGE)
+        if part == "scaling":
+            draw(results)
 
 
 if __name__ == "__main__":

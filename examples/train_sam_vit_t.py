@@ -45,7 +45,7 @@ from examples import training_loss
 from examples.scene_dataset import RenderedScenes, SceneDataset, StoredScenes, ViewOptions
 from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead
-from examples.training_start import initial_model
+from examples.training_start import EncoderShape, initial_model
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
 AVERAGE_DECAY = 0.998
@@ -67,7 +67,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
     parser.add_argument("--initial-encoder", help="model whose image encoder alone to start from")
-    parser.add_argument("--width", type=int, help="of the image encoder, instead of the preset's")
+    shape = parser.add_argument_group("shape of the image encoder, if it is not the preset's")
+    for name, value in EncoderShape()._asdict().items():
+        shape.add_argument(f"--{name}", type=int, help=f"instead of {value}")
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
@@ -99,8 +101,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="takes minutes, steps are faster")
     options = parser.parse_args()
-    if options.width and (options.initial or options.frame):
-        parser.error("--width is a new model's; --initial and --frame start from another")
+    given = {name: getattr(options, name) for name in EncoderShape._fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and (options.initial or options.frame):
+        parser.error(f"--{min(given)} is a new model's; --initial and --frame start from another")
+    options.shape = EncoderShape(**given)
     if options.minutes and PROCESSES > 1:
         parser.error("--minutes is for one process: others would end at another step")
     return options
@@ -169,7 +174,7 @@ class Run:
             use_frame(model)
         else:
             model = initial_model(
-                options.initial, options.initial_encoder, attention, options.width
+                options.initial, options.initial_encoder, attention, options.shape
             )
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()

@@ -5,7 +5,7 @@ Both can be learned, from many thousand pictures; a start near them saves these 
 """
 
 import math
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,8 +29,35 @@ COLOUR_SHARES = (0.6, 0.2, 0.2)
 """How many of the channels read each of `COLOUR_AXES`: colour changes more slowly than grey."""
 
 
+class EncoderShape(NamedTuple):
+    """Shape of the image encoder; the defaults are those of `sam_vit_t`."""
+
+    width: int = 192
+    blocks: int = 8
+    patch: int = 16
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of the configuration: heads as wide as those of `sam_vit_t`.
+
+        As there three of eight blocks, evenly, see the whole picture.
+        """
+        in_global = max(1, round(3 * self.blocks / 8))
+        return {
+            "encoder_embed_dim": self.width,
+            "encoder_nb_heads": self.width // 32,
+            "encoder_nb_blocks": self.blocks,
+            "encoder_patch_size": self.patch,
+            "encoder_global_attn_indices": tuple(
+                (i + 1) * self.blocks // in_global - 1 for i in range(in_global)
+            ),
+        }
+
+
 def initial_model(
-    preset: str | None, encoder: str | None, attn_implementation: str, width: int | None = None
+    preset: str | None,
+    encoder: str | None,
+    attn_implementation: str,
+    shape: EncoderShape | None = None,
 ) -> SegmentAnythingModel:
     """A trained model, or one at the start, its image encoder maybe trained.
 
@@ -38,18 +65,13 @@ def initial_model(
         preset: The trained model, or None.
         encoder: Without `preset`: a model whose image encoder alone is taken over.
         attn_implementation: "eager" or "sdpa".
-        width: Without `preset`: the image encoder's width, if it is not to be that of `sam_vit_t`.
-            Its heads are as wide as there.
+        shape: Without `preset`: the image encoder's shape; None is that of `sam_vit_t`.
     """
     if preset:
         return SegmentAnythingModel.from_pretrained(preset, attn_implementation=attn_implementation)
-    shape = {}
-    if width:
-        usual = SegmentAnythingModelConfig.from_preset("sam_vit_t")
-        heads = width * usual.encoder_nb_heads // usual.encoder_embed_dim
-        shape = {"encoder_embed_dim": width, "encoder_nb_heads": heads}
+    fields = shape.fields() if shape else {}
     config = SegmentAnythingModelConfig.from_preset(
-        "sam_vit_t", attn_implementation=attn_implementation, **shape
+        "sam_vit_t", attn_implementation=attn_implementation, **fields
     )
     model = SegmentAnythingModel(config)
     start_by_frequency(model.image_encoder.patch_embed.proj.weight)

@@ -1,8 +1,11 @@
 """Folders of images and masks for tests: bright rectangles on noise."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
+from segment_anything_transformers.mask_ops import masks_to_rles
 from segment_anything_transformers.samples import Sample
 
 
@@ -37,3 +40,13 @@ def write_folder(folder, count=3, size_hw=(64, 64), objects=2):
         Image.fromarray(image).save(folder / "images" / f"{seed}.png")
         Image.fromarray(ids).save(folder / "masks" / f"{seed}.png")
     return folder
+
+
+def write_coco(path, count=3):
+    """Writes annotations of the images and masks that `write_folder` writes."""
+    images, annotations = [], []
+    for seed in range(count):
+        images.append({"id": seed, "file_name": f"{seed}.png"})
+        for rle in masks_to_rles(rectangles(seed)[1]):
+            annotations.append({"image_id": seed, "segmentation": rle})
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))

@@ -16,6 +16,7 @@ from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
 from docs import make_training_curve
 from examples.scene_dataset import shards
+from examples.training_start import EncoderShape
 from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
 from segment_anything_transformers.evaluation import Evaluation, ObjectQuality
 from segment_anything_transformers.modeling_segment_anything import Linear
@@ -279,11 +280,16 @@ def test_contestants_of_the_gpu_are_compared(monkeypatch):
 # ---- trainings of other sizes
 
 
-def test_the_page_shows_the_trainings_that_were_measured():
-    results = json.loads(scaling.RESULTS.read_text())
-    assert len(results["trainings"]) == len(scaling.TRAININGS)
-    part = f"<!-- scaling -->\n\n{scaling.table(results)}\n\n<!-- /scaling -->"
-    assert part in scaling.PAGE.read_text()
+@pytest.mark.parametrize("part", scaling.PARTS)
+def test_the_page_shows_the_trainings_that_were_measured(part):
+    results = json.loads(scaling.RESULTS.read_text())[part]
+    measured = [
+        scaling.Training(EncoderShape(*(one[name] for name in EncoderShape._fields)), one["shards"])
+        for one in results["trainings"]
+    ]
+    assert measured == list(scaling.PARTS[part])
+    text = f"<!-- {part} -->\n\n{scaling.table(part, results)}\n\n<!-- /{part} -->"
+    assert text in scaling.PAGE.read_text()
 
 
 def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
@@ -293,16 +299,17 @@ def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
         for kind in ("images", "instances"):
             (folder / f"{kind}-{number:05d}.npy").touch()
     paths = [folder / f"images-{number:05d}.npy" for number in range(6)]
-    seen = scaling.shards_of(folder, scaling.Training(192, 4))
+    seen = scaling.shards_of(folder, scaling.Training(shards=4))
     assert [images for images, _ in seen] == paths[:4]
-    assert [images for images, _ in scaling.shards_of(folder, scaling.Training(96))] == paths
+    assert [images for images, _ in scaling.shards_of(folder, scaling.Training())] == paths
     found = []
 
     def run(command, **options):
+        assert command[command.index("--blocks") + 1] == "4"
         found.extend(shards(Path(command[command.index("--scenes") + 1])))
 
     monkeypatch.setattr(scaling.subprocess, "run", run)
-    scaling.train(192, seen, tmp_path / "output", 4)
+    scaling.train(EncoderShape(blocks=4), seen, tmp_path / "output", 4)
     assert [[path.name for path in pair] for pair in found] == [
         [f"images-{number:05d}.npy", f"instances-{number:05d}.npy"] for number in range(4)
     ]

@@ -4,6 +4,7 @@ import pytest
 
 from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
 from segment_anything_transformers.cli_files import image_size
+from tests.sample_folders import write_coco
 
 
 def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path):
@@ -19,6 +20,18 @@ def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path):
     assert content["means"] == expected.means()
     assert [row["image"] for row in content["objects"]] == ["0.png", "0.png", "1.png", "1.png"]
     assert image_size(str(tmp_path / "out" / "worst.png"))[0] > 800
+
+
+def test_coco_annotations_are_measured_as_a_folder_is(run_on_data, tmp_path):
+    write_coco(tmp_path / "coco.json")
+    measured = {}
+    for data in ("coco.json --images data/images", "data"):
+        code, _, err = run_on_data(f"evaluate {data} --clicks 1,2 -o out -q")
+        assert (code, err) == (0, "")
+        measured[data] = json.loads((tmp_path / "out" / "evaluation.json").read_text())["means"]
+    of_coco, of_folder = measured.values()
+    assert of_coco["all"]["objects"] == 6
+    assert of_coco == of_folder
 
 
 def test_evaluate_shows_a_table(run_on_data):

@@ -1,5 +1,4 @@
 import inspect
-import json
 
 import datasets
 import numpy as np
@@ -11,8 +10,7 @@ from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
-from segment_anything_transformers.mask_ops import masks_to_rles
-from tests.sample_folders import rectangles
+from tests.sample_folders import rectangles, write_coco
 
 
 def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
@@ -35,13 +33,7 @@ def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_pa
 
 
 def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
-    images, annotations = [], []
-    for seed in range(3):
-        images.append({"id": seed, "file_name": f"{seed}.png"})
-        for rle in masks_to_rles(rectangles(seed)[1]):
-            annotations.append({"image_id": seed, "segmentation": rle})
-    content = {"images": images, "annotations": annotations}
-    (tmp_path / "coco.json").write_text(json.dumps(content))
+    write_coco(tmp_path / "coco.json")
     data = "coco.json --images data/images --eval-data coco.json --eval-images data/images"
     options = "--steps 1 --clicks 1 -q"
     code, _, err = run_on_data(f"finetune {data} {options} --output tuned")

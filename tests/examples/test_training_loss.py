@@ -15,7 +15,7 @@ from examples.training_loss import (
     training_loss,
     true_iou,
 )
-from examples.training_start import initial_model
+from examples.training_start import EncoderShape, initial_model
 from segment_anything_transformers import SegmentAnythingModelConfig
 from segment_anything_transformers.configuration_segment_anything import PADDING
 
@@ -134,8 +134,26 @@ def test_of_two_masks_rated_alike_the_better_one_rises():
     assert worse > 2 * error_alone
 
 
-def test_a_model_of_another_width():
-    model = initial_model(None, None, "eager", width=96)
-    assert model.config.encoder_embed_dim == 96
-    assert model.config.encoder_nb_heads == 3
-    assert initial_model(None, None, "eager").config.encoder_embed_dim == 192
+@pytest.mark.parametrize(
+    ("shape", "heads", "in_global"),
+    [
+        (EncoderShape(width=96), 3, (1, 4, 7)),
+        (EncoderShape(width=256, blocks=4), 8, (1, 3)),
+        (EncoderShape(width=128, blocks=16), 4, (1, 4, 7, 9, 12, 15)),
+        (EncoderShape(patch=8), 6, (1, 4, 7)),
+    ],
+)
+def test_a_model_of_another_shape(shape, heads, in_global):
+    config = initial_model(None, None, "eager", shape).config
+    assert config.encoder_embed_dim == shape.width
+    assert config.encoder_nb_heads == heads
+    assert config.encoder_nb_blocks == shape.blocks
+    assert config.encoder_patch_size == shape.patch
+    assert config.encoder_global_attn_indices == in_global
+
+
+def test_the_usual_shape_is_that_of_the_preset():
+    usual = SegmentAnythingModelConfig.from_preset("sam_vit_t")
+    assert {name: getattr(usual, name) for name in EncoderShape().fields()} == (
+        EncoderShape().fields()
+    )

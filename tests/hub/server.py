@@ -1,4 +1,4 @@
-"""The Hub's API on this machine: what huggingface_hub asks for, to push and pull models.
+"""The Hub's API on this machine: what is asked for to push and pull models, and to read data sets.
 
 Repositories live in memory. A commit is published whole or not at all; weights go up beforehand, as
 in Git LFS, and stay unseen until a commit names them.
@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "a" * 34
 """What the owner of all repositories sends."""
@@ -80,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Prints nothing."""
 
     def handle_any(self) -> None:
-        self.path = unquote(urlsplit(self.path).path)
+        address = urlsplit(self.path)
+        self.path, self.query = unquote(address.path), parse_qs(address.query)
         self.server.requests.append(f"{self.command} {self.path}")
         if self.server.break_off and self.server.break_off in self.path:
             self.rfile.read(1000)
@@ -251,12 +252,19 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._files(name, revision)
         if found:
             start = f"{folder}/" if folder else ""
-            entries = [
-                {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
-                for path, content in sorted(found[1].items())
-                if path.startswith(start)
-            ]
+            paths = [path for path in sorted(found[1]) if path.startswith(start)]
+            entries = [_entry(path, found[1][path]) for path in paths]
+            if self.query.get("recursive", ["false"])[0].lower() != "true":
+                entries = [entry for entry in entries if "/" not in entry["path"][len(start) :]]
+            folders = {start + path[len(start) :].split("/")[0] for path in paths} - {*paths}
+            entries += [{"type": "directory", "path": path, "oid": "0"} for path in folders]
             self._send(200, entries)
+
+    def describe_files(self, name: str, revision: str) -> None:
+        found = self._files(name, revision)
+        if found:
+            asked = parse_qs(self.content.decode()).get("paths", [])
+            self._send(200, [_entry(path, found[1][path]) for path in asked if path in found[1]])
 
     def download(self, name: str, revision: str, path: str) -> None:
         found = self._files(name, revision)
@@ -275,22 +283,28 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, content[start : end + 1], **headers)
 
 
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+
+
 def _etag(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 _NAME, _REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 _READ = "(?:GET|HEAD) "
+_KIND = "(?:models|datasets)"
 _ROUTES = (
     (_READ + "/api/whoami-v2", _Handler.who_am_i),
     ("POST /api/repos/create", _Handler.create),
     ("POST /api/validate-yaml", _Handler.validate_card),
-    (f"POST /api/models/{_NAME}/(?P<kind>branch|tag)/{_REVISION}", _Handler.create_ref),
-    (f"POST /api/models/{_NAME}/preupload/{_REVISION}", _Handler.preupload),
-    (f"POST /api/models/{_NAME}/commit/{_REVISION}", _Handler.commit),
+    (f"POST /api/{_KIND}/{_NAME}/(?P<kind>branch|tag)/{_REVISION}", _Handler.create_ref),
+    (f"POST /api/{_KIND}/{_NAME}/preupload/{_REVISION}", _Handler.preupload),
+    (f"POST /api/{_KIND}/{_NAME}/commit/{_REVISION}", _Handler.commit),
     (f"POST /{_NAME}\\.git/info/lfs/objects/batch", _Handler.plan_uploads),
     ("PUT /uploads/(?P<oid>[0-9a-f]{64})", _Handler.upload),
-    (_READ + f"/api/models/{_NAME}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.list_files),
-    (_READ + f"/api/models/{_NAME}(?:/revision/{_REVISION})?", _Handler.describe),
-    (_READ + f"/{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.download),
+    (_READ + f"/api/{_KIND}/{_NAME}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.list_files),
+    (_READ + f"/api/{_KIND}/{_NAME}(?:/revision/{_REVISION})?", _Handler.describe),
+    (f"POST /api/{_KIND}/{_NAME}/paths-info/{_REVISION}", _Handler.describe_files),
+    (_READ + f"/(?:datasets/)?{_NAME}/resolve/{_REVISION}/(?P<path>.+)", _Handler.download),
 )

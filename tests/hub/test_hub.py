@@ -1,13 +1,20 @@
 """Push and pull against the Hub's API, served on this machine, by processes with a cache each."""
 
 import hashlib
+import json
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load
 
+from segment_anything_transformers import evaluate
+from segment_anything_transformers.samples import Sample
 from tests.environments import TENSORFLOW, TORCH, link_packages, run_python
 from tests.fake_backend import small_config
-from tests.hub.server import TOKEN, Hub
+from tests.hub.server import TOKEN, Hub, Repository
+from tests.sample_folders import rectangles
 from tests.tiny import random_model
 
 pytestmark = pytest.mark.slow
@@ -194,3 +201,26 @@ def test_an_interrupted_upload_publishes_nothing(hub, client, saved, place):
     assert hub.repositories[name].refs == before
     assert pulled == version(0)
     assert client(f"push({saved[1]!r}, {name!r})\nresult = pull({name!r})") == version(1)
+
+
+def test_a_data_set_is_read_from_the_hub(hub, client, saved, tmp_path):
+    """A model and its quality on a data set of the Hub, neither of which is on this machine."""
+    image, masks = rectangles(0)
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    ids = (masks * np.arange(1, 3)[:, None, None]).sum(axis=0).astype(np.uint8)
+    rows = {"image": [Image.fromarray(image)], "mask": [Image.fromarray(ids)]}
+    path = tmp_path / "rows.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    hub.repositories["owner/cells"] = cells = Repository(private=False)
+    cells.commit("main", {"data/test-00000-of-00001.parquet": path.read_bytes()})
+
+    out = tmp_path / "out"
+    command = ["evaluate", "owner/cells", "--split", "test", "--clicks", "1", "-q"]
+    command += ["--model", saved[0], "-o", str(out)]
+    read = "from segment_anything_transformers.cli import main"
+    assert client(f"{read}\nresult = main({command})") == 0
+    measured = json.loads((out / "evaluation.json").read_text())
+    sample = Sample("row 0", image, masks)
+    expected = evaluate(random_model(small_config()), [sample], [1])
+    assert measured["means"]["all"] == pytest.approx(expected.means()["all"], abs=1e-3)
+    assert measured["means"]["all"]["objects"] == 2

@@ -18,10 +18,19 @@ assert keras.backend.backend() == {backend!r}
 model = ours.TFSegmentAnythingModel.from_pretrained({folder!r})
 inputs = dict(np.load({folder!r} + "/inputs.npz"))
 embeddings = model.get_image_embeddings(inputs.pop("pixel_values").transpose(0, 2, 3, 1))
-_, scores, logits = model({{"image_embeddings": embeddings, **inputs}}, multimask_output=True)
-made = {{"embeddings": embeddings, "scores": scores, "logits": logits}}
+made = {{"embeddings": embeddings}}
+for name, names in {mixtures}.items():
+    prompts = {{prompt: inputs[prompt] for prompt in names}}
+    results = model({{"image_embeddings": embeddings, **prompts}}, multimask_output=True)
+    made[name + " scores"], made[name + " logits"] = results[1:]
 np.savez({folder!r} + "/made.npz", **{{name: np.asarray(array) for name, array in made.items()}})
 """
+MIXTURES = {
+    "click": ("input_points", "input_labels"),
+    "box": ("input_boxes",),
+    "mask": ("input_masks",),
+    "all": ("input_points", "input_labels", "input_boxes", "input_masks"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +39,28 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full_size")
     model = random_model(SegmentAnythingModelConfig.from_preset("sam_vit_b"))
     model.save_pretrained(folder)
-    names = ("input_points", "input_labels", "input_boxes")
-    prompts = {name: random_prompts(model.config, images=1)[name] for name in names}
+    prompts = random_prompts(model.config, images=1)
     pixels = random_images(model.config, count=1)
     with torch.no_grad():
-        output = model(pixels, **prompts)
+        embeddings = model.get_image_embeddings(pixels)
+        expected = {"embeddings": embeddings.permute(0, 2, 3, 1)}
+        for name, names in MIXTURES.items():
+            output = model(image_embeddings=embeddings, **{kind: prompts[kind] for kind in names})
+            expected[f"{name} scores"] = output.iou_scores
+            expected[f"{name} logits"] = output.pred_masks
     np.savez(folder / "inputs.npz", pixel_values=pixels, **prompts)
-    np.savez(
-        folder / "expected.npz",
-        embeddings=output.image_embeddings.permute(0, 2, 3, 1),
-        scores=output.iou_scores,
-        logits=output.pred_masks,
-    )
+    np.savez(folder / "expected.npz", **expected)
     return folder
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_full_sam_vit_b_equals_pytorch(folder, backend):
-    run_python(USE.format(folder=str(folder), backend=backend), KERAS_BACKEND=backend)
+    code = USE.format(folder=str(folder), backend=backend, mixtures=MIXTURES)
+    run_python(code, KERAS_BACKEND=backend)
     made, expected = np.load(folder / "made.npz"), np.load(folder / "expected.npz")
+    assert made.files == expected.files
     for name in expected:
         np.testing.assert_allclose(made[name], expected[name], rtol=0, atol=1e-3, err_msg=name)
-    assert ((made["logits"] > 0) == (expected["logits"] > 0)).mean() >= 0.9999
+    for name in MIXTURES:
+        agree = (made[f"{name} logits"] > 0) == (expected[f"{name} logits"] > 0)
+        assert agree.mean() >= 0.9999, name
