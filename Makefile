@@ -64,12 +64,13 @@ programs: $(VENV)/.test
 test-fast: $(VENV)/.test
 	$(BIN)/pytest -m "not (slow or node or browser)" $(PYTEST_ARGS)
 
-# benchmarks/scaling.py is left out: it trains on scenes that have to be rendered first.
+# These need scenes that have to be rendered first.
+NEED_SCENES := benchmarks/scaling.py benchmarks/thresholds.py
 # keras-hub asks for tensorflow with CUDA by its name; beside tensorflow-cpu it comes without.
 bench: $(VENV)/.test
 	$(PIP) install --quiet -c constraints.txt -e ".[torch,bench]"
 	$(PIP) install --quiet --no-deps keras-hub==0.32.0 kagglehub==1.0.2 kagglesdk==0.1.28
-	@for script in $(sort $(filter-out benchmarks/scaling.py,$(wildcard benchmarks/[a-z]*.py))); do \
+	@for script in $(sort $(filter-out $(NEED_SCENES),$(wildcard benchmarks/[a-z]*.py))); do \
 		module=$$(echo $${script%.py} | tr / .); \
 		echo "== $$module"; $(BIN)/python -m $$module || exit 1; \
 	done

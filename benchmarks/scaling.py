@@ -66,7 +66,7 @@ PARTS = {
         Training(),
         Training(EncoderShape(width=256, blocks=4)),
         Training(EncoderShape(width=128, blocks=16)),
-        Training(EncoderShape(patch=8)),
+        Training(EncoderShape(window=4)),
     ),
 }
 """What each table of the page compares."""
@@ -183,11 +183,11 @@ def main() -> None:
             "views": options.steps * BATCH * PROCESSES,
             "trainings": [],
         }
+        measured_before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         for training in PARTS[part]:
             results["trainings"].append(result(training, options))
             print(table(part, results))
-        measured_before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps({**measured_before, part: results}, indent=2) + "\n")
+            RESULTS.write_text(json.dumps({**measured_before, part: results}, indent=2) + "\n")
         page.write_part(part, table(part, results), PAGE)
         if part == "scaling":
             draw(results)

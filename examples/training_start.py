@@ -34,7 +34,7 @@ class EncoderShape(NamedTuple):
 
     width: int = 192
     blocks: int = 8
-    patch: int = 16
+    window: int = 8
 
     def fields(self) -> dict[str, Any]:
         """Fields of the configuration: heads as wide as those of `sam_vit_t`.
@@ -46,7 +46,7 @@ class EncoderShape(NamedTuple):
             "encoder_embed_dim": self.width,
             "encoder_nb_heads": self.width // 32,
             "encoder_nb_blocks": self.blocks,
-            "encoder_patch_size": self.patch,
+            "encoder_window_size": self.window,
             "encoder_global_attn_indices": tuple(
                 (i + 1) * self.blocks // in_global - 1 for i in range(in_global)
             ),

@@ -11,17 +11,26 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import gpu, growth, profiles, quality, scaling, speed, switches
+from benchmarks import gpu, growth, profiles, quality, scaling, speed, switches, thresholds
 from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
 from docs import make_training_curve
 from examples.scene_dataset import shards
 from examples.training_start import EncoderShape
+from segment_anything_transformers import SAMPredictor
 from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
 from segment_anything_transformers.evaluation import Evaluation, ObjectQuality
+from segment_anything_transformers.mask_ops import (
+    masks_to_boxes,
+    point_grid,
+    resize_bilinear,
+    stability_scores,
+)
 from segment_anything_transformers.modeling_segment_anything import Linear
+from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import Sample
 from tests.fake_backend import small_config
+from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
 RESULTS = {
@@ -313,6 +322,47 @@ def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
     assert [[path.name for path in pair] for pair in found] == [
         [f"images-{number:05d}.npy", f"instances-{number:05d}.npy"] for number in range(4)
     ]
+
+
+# ---- thresholds of everything mode
+
+
+def test_the_page_shows_what_thresholds_let_through():
+    results = json.loads(thresholds.RESULTS.read_text())
+    text = f"<!-- thresholds -->\n\n{thresholds.table(results)}\n\n<!-- /thresholds -->"
+    assert text in thresholds.PAGE.read_text()
+
+
+def test_thresholds_and_duplicates_are_those_of_the_generator():
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [50, 50, 59, 59]])
+    ious = np.array([[0.9, 0], [0.6, 0], [0, 0.4], [0, 0]])
+    picture = thresholds.Candidates(
+        np.array([0.7, 0.8, 0.3, 0.5]), np.array([0.9, 0.6, 0.8, 0.1]), boxes, ious
+    )
+    np.testing.assert_array_equal(picture.kept(0, 0), ious[[1, 3, 2]])
+    np.testing.assert_array_equal(picture.kept(0, 0.8), ious[[0, 2]])
+    np.testing.assert_array_equal(picture.kept(0.5, 0.8), ious[[0]])
+    figures = thresholds.summary([picture], (0, 0))
+    assert figures == {"found": 0.5, "masks": 3.0, "objects": pytest.approx(1 / 3)}
+    assert thresholds.summary([picture], (0.9, 0)) == {"found": 0, "masks": 0, "objects": 0}
+
+
+def test_candidates_of_a_picture_are_the_masks_of_its_grid():
+    predictor = SAMPredictor(random_model(small_config()))
+    [sample] = rectangle_samples(1, (64, 48))
+    picture = thresholds.Candidates.of(predictor, sample)
+    grid = point_grid(32) * (48, 64)
+    predictor.set_image(sample.image)
+    _, scores, logits = predictor(points=grid[[7], None])
+    height, width = round(64 * logits.shape[3] / 48), logits.shape[3]  # it is padded below
+    logits = logits[0, :, :height]
+    truth = resize_bilinear(sample.masks.astype(np.float32), (height, width)) > 0.5
+    expected = [[masks_iou(mask[None], one[None])[0] for one in truth] for mask in logits > 0]
+    assert picture.ious.shape == (3 * 1024, 2)
+    np.testing.assert_allclose(picture.iou_scores[21:24], scores[0], rtol=1e-5)
+    np.testing.assert_allclose(picture.ious[21:24], expected, atol=1e-6)
+    np.testing.assert_array_equal(picture.boxes[21:24], masks_to_boxes(logits > 0))
+    np.testing.assert_allclose(picture.stability[21:24], stability_scores(logits, 0.0, 1.0))
 
 
 # ---- quality

@@ -140,7 +140,7 @@ def test_of_two_masks_rated_alike_the_better_one_rises():
         (EncoderShape(width=96), 3, (1, 4, 7)),
         (EncoderShape(width=256, blocks=4), 8, (1, 3)),
         (EncoderShape(width=128, blocks=16), 4, (1, 4, 7, 9, 12, 15)),
-        (EncoderShape(patch=8), 6, (1, 4, 7)),
+        (EncoderShape(window=4), 6, (1, 4, 7)),
     ],
 )
 def test_a_model_of_another_shape(shape, heads, in_global):
@@ -148,7 +148,7 @@ def test_a_model_of_another_shape(shape, heads, in_global):
     assert config.encoder_embed_dim == shape.width
     assert config.encoder_nb_heads == heads
     assert config.encoder_nb_blocks == shape.blocks
-    assert config.encoder_patch_size == shape.patch
+    assert config.encoder_window_size == shape.window
     assert config.encoder_global_attn_indices == in_global
 
 

@@ -1,0 +1,176 @@
+"""What the thresholds of everything mode let through: objects found, and masks that are none.
+
+    python -m examples.scenes.render --output scenes/train --count 4096
+    python -m benchmarks.thresholds --scenes scenes/train
+
+Every mask of every click of the grid is made once, at the model's own resolution; then thresholds
+and removal of duplicates are applied as the mask generator does. On scenes to learn from, so that
+a choice has not seen the held-out ones, and on the photographs of `benchmarks.quality`. The table
+goes to docs/training.md. `make bench` leaves it out, as it has no scenes.
+"""
+
+import argparse
+import inspect
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.quality import photographs, scenes
+from benchmarks.speeds import measure, page
+from segment_anything_transformers import (
+    SAMAutomaticMaskGenerator,
+    SAMPredictor,
+    SegmentAnythingModel,
+)
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.mask_ops import (
+    masks_to_boxes,
+    nms,
+    point_grid,
+    resize_bilinear,
+    stability_scores,
+)
+from segment_anything_transformers.samples import Sample
+
+RESULTS = Path(__file__).parent / "results" / "thresholds.json"
+PAGE = page.ROOT / "docs" / "training.md"
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SAMAutomaticMaskGenerator).parameters.items()
+}
+SHIPPED = (
+    GENERATOR_THRESHOLDS["sam_vit_t"]["pred_iou_thresh"],
+    GENERATOR_THRESHOLDS["sam_vit_t"]["stability_score_thresh"],
+)
+CHOICES = (
+    (0.0, 0.0),
+    (0.4, 0.0),
+    (0.5, 0.0),
+    (0.2, 0.5),
+    (0.35, 0.5),
+    (0.5, 0.5),
+    SHIPPED,
+    (0.5, 0.6),
+    (0.2, 0.7),
+    (0.2, 0.8),
+)
+"""Least predicted IoU and least stability; 0 keeps all."""
+CLICKS_AT_ONCE = 64
+
+
+class Candidates(NamedTuple):
+    """All masks of a picture's clicks, and how far each is an object."""
+
+    iou_scores: np.ndarray
+    """(n,) predicted."""
+    stability: np.ndarray
+    """(n,)"""
+    boxes: np.ndarray
+    """(n, 4), in pixels of the masks."""
+    ious: np.ndarray
+    """(n, objects) real ones."""
+
+    @classmethod
+    def of(cls, predictor: SAMPredictor, sample: Sample) -> "Candidates":
+        """Of a click at each point of the generator's grid."""
+        image, masks = np.asarray(sample.image), np.asarray(sample.masks)
+        config = predictor.config
+        size_hw = image.shape[:2]
+        shrink = min(np.divide(config.mask_size(), size_hw))
+        height, width = (max(1, round(side * shrink)) for side in size_hw)
+        truth = resize_bilinear(masks.astype(np.float32), (height, width)) > 0.5
+        truth_rows = truth.reshape(len(truth), -1).astype(np.float32)
+        predictor.set_image(image)
+        points = point_grid(DEFAULTS["points_per_side"]) * size_hw[::-1]
+        parts = []
+        for start in range(0, len(points), CLICKS_AT_ONCE):
+            batch = points[start : start + CLICKS_AT_ONCE, None]
+            made = predictor.predict_above(batch, -np.inf)
+            logits = made.mask_logits[:, :height, :width]
+            found = logits > config.mask_threshold
+            rows = found.reshape(len(found), -1).astype(np.float32)
+            shared = rows @ truth_rows.T
+            union = rows.sum(1)[:, None] + truth_rows.sum(1) - shared
+            stability = stability_scores(
+                logits, config.mask_threshold, DEFAULTS["stability_score_offset"]
+            )
+            boxes = masks_to_boxes(found)
+            parts.append(cls(made.iou_scores, stability, boxes, shared / np.maximum(union, 1)))
+        predictor.clear_image()
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def kept(self, least_iou: float, least_stability: float) -> np.ndarray:
+        """Real IoU (k, objects) of the masks that the generator would return."""
+        good = np.ones(len(self.boxes), bool)
+        if least_iou > 0:
+            good &= self.iou_scores > least_iou
+        if least_stability > 0:
+            good &= self.stability >= least_stability
+        (good,) = np.nonzero(good)
+        unique = nms(self.boxes[good], self.iou_scores[good], DEFAULTS["box_nms_thresh"])
+        return self.ious[good[unique]]
+
+
+def summary(pictures: list[Candidates], thresholds: tuple[float, float]) -> dict[str, float]:
+    """Share of objects found at IoU 0.5, masks a picture, and the share of these that are one."""
+    kept = [picture.kept(*thresholds) for picture in pictures]
+    best = np.concatenate([ious.max(axis=0, initial=0.0) for ious in kept])
+    hits = np.concatenate([ious.max(axis=1, initial=0.0) for ious in kept])
+    return {
+        "found": float(np.mean(best >= 0.5)),
+        "masks": len(hits) / len(pictures),
+        "objects": float(np.mean(hits >= 0.5)) if len(hits) else 0.0,
+    }
+
+
+def measured(predictor: SAMPredictor, samples: list[Sample]) -> list[dict[str, float]]:
+    """A summary for each of `CHOICES`."""
+    pictures = [Candidates.of(predictor, sample) for sample in tqdm(samples, unit="picture")]
+    return [summary(pictures, thresholds) for thresholds in CHOICES]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The part of the page."""
+    kinds = results["pictures"]
+    heads = ["predicted IoU above", "stability from"]
+    for kind, count in kinds.items():
+        heads.append(f"{count} {kind}: found / masks a picture / objects among them")
+    rows = []
+    for number, (least_iou, least_stability) in enumerate(CHOICES):
+        row = [f"{value:g}" if value else "any" for value in (least_iou, least_stability)]
+        if (least_iou, least_stability) == SHIPPED:
+            row[0] += " (ours)"
+        for kind in kinds:
+            figures = results[kind][number]
+            row.append(
+                f"{figures['found']:.2f} / {figures['masks']:.0f} / {figures['objects']:.2f}"
+            )
+        rows.append(row)
+    parts = ["Measured with `python -m benchmarks.thresholds` on:"]
+    parts += [page.machine_lines(results["machine"]), page.table(heads, rows)]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measures, and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--scenes", type=Path, required=True, help="folder of scenes to learn from")
+    parser.add_argument("--count", type=int, default=36, help="number of scenes")
+    options = parser.parse_args()
+    predictor = SAMPredictor(SegmentAnythingModel.from_pretrained("sam_vit_t"))
+    samples = {"scenes": scenes(options.scenes, options.count), "photographs": photographs()}
+    results: dict[str, Any] = {
+        "machine": measure.machine(2),
+        "pictures": {kind: len(some) for kind, some in samples.items()},
+        **{kind: measured(predictor, some) for kind, some in samples.items()},
+    }
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    page.write_part("thresholds", table(results), PAGE)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
