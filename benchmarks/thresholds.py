@@ -33,6 +33,7 @@ from segment_anything_transformers.mask_ops import (
     resize_bilinear,
     stability_scores,
 )
+from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import Sample
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.json"
@@ -58,7 +59,6 @@ CHOICES = (
     (0.2, 0.8),
 )
 """Least predicted IoU and least stability; 0 keeps all."""
-CLICKS_AT_ONCE = 64
 
 
 class Candidates(NamedTuple):
@@ -82,23 +82,19 @@ class Candidates(NamedTuple):
         shrink = min(np.divide(config.mask_size(), size_hw))
         height, width = (max(1, round(side * shrink)) for side in size_hw)
         truth = resize_bilinear(masks.astype(np.float32), (height, width)) > 0.5
-        truth_rows = truth.reshape(len(truth), -1).astype(np.float32)
         predictor.set_image(image)
         points = point_grid(DEFAULTS["points_per_side"]) * size_hw[::-1]
+        length = DEFAULTS["points_per_batch"]
         parts = []
-        for start in range(0, len(points), CLICKS_AT_ONCE):
-            batch = points[start : start + CLICKS_AT_ONCE, None]
-            made = predictor.predict_above(batch, -np.inf)
+        for start in range(0, len(points), length):
+            made = predictor.predict_above(points[start : start + length, None], -np.inf)
             logits = made.mask_logits[:, :height, :width]
             found = logits > config.mask_threshold
-            rows = found.reshape(len(found), -1).astype(np.float32)
-            shared = rows @ truth_rows.T
-            union = rows.sum(1)[:, None] + truth_rows.sum(1) - shared
+            ious = np.stack([masks_iou(found, one) for one in truth], axis=1)
             stability = stability_scores(
                 logits, config.mask_threshold, DEFAULTS["stability_score_offset"]
             )
-            boxes = masks_to_boxes(found)
-            parts.append(cls(made.iou_scores, stability, boxes, shared / np.maximum(union, 1)))
+            parts.append(cls(made.iou_scores, stability, masks_to_boxes(found), ious))
         predictor.clear_image()
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segment_anything_transformers.configuration_segment_anything import (
+    PRESETS,
     SegmentAnythingModelConfig,
 )
 from segment_anything_transformers.modeling_segment_anything import (
@@ -29,22 +30,27 @@ COLOUR_SHARES = (0.6, 0.2, 0.2)
 """How many of the channels read each of `COLOUR_AXES`: colour changes more slowly than grey."""
 
 
+_USUAL = PRESETS["sam_vit_t"]
+
+
 class EncoderShape(NamedTuple):
     """Shape of the image encoder; the defaults are those of `sam_vit_t`."""
 
-    width: int = 192
-    blocks: int = 8
-    window: int = 8
+    width: int = _USUAL["encoder_embed_dim"]
+    blocks: int = _USUAL["encoder_nb_blocks"]
+    window: int = _USUAL["encoder_window_size"]
 
     def fields(self) -> dict[str, Any]:
-        """Fields of the configuration: heads as wide as those of `sam_vit_t`.
+        """Fields of the configuration: heads are as wide as those of `sam_vit_t`.
 
-        As there three of eight blocks, evenly, see the whole picture.
+        The same share of the blocks sees the whole picture, evenly.
         """
-        in_global = max(1, round(3 * self.blocks / 8))
+        usual_in_global = len(_USUAL["encoder_global_attn_indices"])
+        in_global = max(1, round(usual_in_global * self.blocks / _USUAL["encoder_nb_blocks"]))
+        heads = self.width * _USUAL["encoder_nb_heads"] // _USUAL["encoder_embed_dim"]
         return {
             "encoder_embed_dim": self.width,
-            "encoder_nb_heads": self.width // 32,
+            "encoder_nb_heads": heads,
             "encoder_nb_blocks": self.blocks,
             "encoder_window_size": self.window,
             "encoder_global_attn_indices": tuple(
@@ -69,7 +75,7 @@ def initial_model(
     """
     if preset:
         return SegmentAnythingModel.from_pretrained(preset, attn_implementation=attn_implementation)
-    fields = shape.fields() if shape else {}
+    fields = (shape or EncoderShape()).fields()
     config = SegmentAnythingModelConfig.from_preset(
         "sam_vit_t", attn_implementation=attn_implementation, **fields
     )

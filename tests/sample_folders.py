@@ -30,15 +30,19 @@ def rectangle_samples(count, size_hw=(64, 64), objects=2):
     return [Sample(str(seed), *rectangles(seed, size_hw, objects)) for seed in range(count)]
 
 
+def instance_ids(masks):
+    """One picture (H, W) uint8 of masks (P, H, W): 1 to P, 0 where there is none."""
+    return (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
+
+
 def write_folder(folder, count=3, size_hw=(64, 64), objects=2):
     """Writes images/0.png, ... and masks/0.png, ... of instance ids; returns the folder."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for seed in range(count):
         image, masks = rectangles(seed, size_hw, objects)
-        ids = (masks * np.arange(1, objects + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
         Image.fromarray(image).save(folder / "images" / f"{seed}.png")
-        Image.fromarray(ids).save(folder / "masks" / f"{seed}.png")
+        Image.fromarray(instance_ids(masks)).save(folder / "masks" / f"{seed}.png")
     return folder
 
 

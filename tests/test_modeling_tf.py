@@ -1,6 +1,5 @@
 """The TensorFlow class against the PyTorch one: same weights, same inputs, whole tensors."""
 
-import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
@@ -24,11 +23,18 @@ from segment_anything_transformers.modeling_tf_segment_anything import TFSegment
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model
 from tests.rounding import assert_within_rounding
-from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts, square_config
+from tests.tiny import (
+    IMAGES,
+    MIXTURES,
+    SETS,
+    random_images,
+    random_model,
+    random_prompts,
+    square_config,
+)
 
 pytestmark = pytest.mark.tf
 TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
-KINDS = ("input_points", "input_boxes", "input_masks")
 
 
 def twin(model, **fields):
@@ -58,13 +64,6 @@ def in_numpy(inputs):
     return {name: np.asarray(tensor) for name, tensor in inputs.items()}
 
 
-def chosen_prompts(prompts, given):
-    """The kinds of prompts that are given, with the labels of points."""
-    names = list(itertools.compress(KINDS, given))
-    names += ["input_labels"] if "input_points" in names else []
-    return {name: prompts[name] for name in names}
-
-
 def channels_last(tensor):
     return np.ascontiguousarray(np.asarray(tensor).transpose(0, 2, 3, 1))
 
@@ -76,21 +75,21 @@ def test_image_embeddings_equal(models, pixels):
     np.testing.assert_allclose(ours, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)))
+@pytest.mark.parametrize("names", MIXTURES)
 @pytest.mark.parametrize("multimask_output", [True, False])
 @torch.no_grad()
-def test_every_combination_of_prompts_equals(models, pixels, prompts, given, multimask_output):
-    inputs = {"pixel_values": pixels, **chosen_prompts(prompts, given)}
+def test_every_combination_of_prompts_equals(models, pixels, prompts, names, multimask_output):
+    inputs = {"pixel_values": pixels, **{name: prompts[name] for name in names}}
     expected = models[0](**inputs, multimask_output=multimask_output)
     _, scores, logits = models[1](in_numpy(inputs), multimask_output=multimask_output)
     np.testing.assert_allclose(logits, expected.pred_masks, **TOLERANCE)
     np.testing.assert_allclose(scores, expected.iou_scores, **TOLERANCE)
 
 
-@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)))
+@pytest.mark.parametrize("names", MIXTURES)
 @torch.no_grad()
-def test_prompt_embeddings_equal(models, prompts, given):
-    inputs = chosen_prompts(prompts, given)
+def test_prompt_embeddings_equal(models, prompts, names):
+    inputs = {name: prompts[name] for name in names}
     tokens, grid = models[1].get_prompt_embeddings(in_numpy(inputs))
     expected_tokens, expected_grid = models[0].get_prompt_embeddings(**inputs)
     expected_grid = np.moveaxis(np.asarray(expected_grid), 2, -1)
@@ -264,10 +263,10 @@ def half(request, models, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)))
+@pytest.mark.parametrize("names", MIXTURES)
 @torch.no_grad()
-def test_half_precision_follows_float32_within_its_rounding(models, half, pixels, prompts, given):
-    inputs = {"pixel_values": pixels, **chosen_prompts(prompts, given)}
+def test_half_precision_follows_float32_within_its_rounding(models, half, pixels, prompts, names):
+    inputs = {"pixel_values": pixels, **{name: prompts[name] for name in names}}
     expected = models[0](**inputs)
     _, scores, logits = half(in_numpy(inputs), multimask_output=True)
     assert logits.dtype == half.compute_dtype

@@ -1,5 +1,7 @@
 """Models small enough for every test, whose dimensions all differ so that no swap cancels out."""
 
+from itertools import chain, compress, product
+
 import torch
 
 from segment_anything_transformers.configuration_segment_anything import (
@@ -7,6 +9,13 @@ from segment_anything_transformers.configuration_segment_anything import (
 )
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 from tests.fake_backend import small_config
+
+_KINDS = (("input_points", "input_labels"), ("input_boxes",), ("input_masks",))
+MIXTURES = [
+    tuple(chain.from_iterable(compress(_KINDS, given)))
+    for given in product((True, False), repeat=len(_KINDS))
+]
+"""Names of the arguments that give prompts, for every mixture of their kinds."""
 
 IMAGES, SETS, POINTS, BOXES, MASKS = 2, 3, 4, 2, 2
 

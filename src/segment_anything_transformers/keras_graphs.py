@@ -16,7 +16,7 @@ _POSITIONS_AT_ONCE = {True: 1 << 15, False: 1 << 19}
 
 
 class Graph:
-    """A method of a model that runs as a graph; on another backend of Keras than these, as it is.
+    """A method of a model that runs as a graph, with TensorFlow or JAX; with PyTorch as it is.
 
     TensorFlow traces it once for any lengths of the free axes. JAX compiles it for each, which
     takes less than to compile each of its steps, as it would otherwise.

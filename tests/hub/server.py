@@ -252,13 +252,10 @@ class _Handler(BaseHTTPRequestHandler):
         found = self._files(name, revision)
         if found:
             start = f"{folder}/" if folder else ""
-            paths = [path for path in sorted(found[1]) if path.startswith(start)]
-            entries = [_entry(path, found[1][path]) for path in paths]
+            paths = {path for path in found[1] if path.startswith(start)}
             if self.query.get("recursive", ["false"])[0].lower() != "true":
-                entries = [entry for entry in entries if "/" not in entry["path"][len(start) :]]
-            folders = {start + path[len(start) :].split("/")[0] for path in paths} - {*paths}
-            entries += [{"type": "directory", "path": path, "oid": "0"} for path in folders]
-            self._send(200, entries)
+                paths = {start + path[len(start) :].split("/")[0] for path in paths}
+            self._send(200, [_entry(path, found[1].get(path)) for path in sorted(paths)])
 
     def describe_files(self, name: str, revision: str) -> None:
         found = self._files(name, revision)
@@ -283,7 +280,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, content[start : end + 1], **headers)
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
+def _entry(path: str, content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        return {"type": "directory", "path": path, "oid": "0"}
     return {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
 
 

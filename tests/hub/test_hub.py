@@ -4,7 +4,6 @@ import hashlib
 import json
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load
@@ -14,7 +13,7 @@ from segment_anything_transformers.samples import Sample
 from tests.environments import TENSORFLOW, TORCH, link_packages, run_python
 from tests.fake_backend import small_config
 from tests.hub.server import TOKEN, Hub, Repository
-from tests.sample_folders import rectangles
+from tests.sample_folders import instance_ids, rectangles
 from tests.tiny import random_model
 
 pytestmark = pytest.mark.slow
@@ -204,11 +203,11 @@ def test_an_interrupted_upload_publishes_nothing(hub, client, saved, place):
 
 
 def test_a_data_set_is_read_from_the_hub(hub, client, saved, tmp_path):
-    """A model and its quality on a data set of the Hub, neither of which is on this machine."""
+    """What a model is worth on a data set of the Hub, of which nothing is on this machine."""
     image, masks = rectangles(0)
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
-    ids = (masks * np.arange(1, 3)[:, None, None]).sum(axis=0).astype(np.uint8)
-    rows = {"image": [Image.fromarray(image)], "mask": [Image.fromarray(ids)]}
+    mask = Image.fromarray(instance_ids(masks))
+    rows = {"image": [Image.fromarray(image)], "mask": [mask]}
     path = tmp_path / "rows.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
     hub.repositories["owner/cells"] = cells = Repository(private=False)
