@@ -1,11 +1,12 @@
-"""Training samples from rendered scenes: a random view, and a click and a box for some objects."""
+"""Training samples from rendered scenes and labelled photographs: random views with prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 
 from examples.nested_parts import nested_masks
@@ -15,6 +16,8 @@ from segment_anything_transformers.configuration_segment_anything import MASK_UP
 
 MIN_VISIBLE_PIXELS = 16
 """Objects with fewer pixels in the view are background to the loss, but no prompts."""
+LAST_INSTANCE = 255
+"""The largest number of an object in an instance map."""
 SCENE_SIDES = (512, 512, 512, 1024)
 """Sides of scenes that are rendered while training, each as likely: most pictures are no sharper
 than half of the model's input."""
@@ -37,6 +40,7 @@ class ViewOptions:
             one a part too. All of them are prompted, with the same click.
         exact_boxes: Share of the boxes without that noise: a box of another model or of a data set
             touches its object.
+        photographs: Share of the views that are of photographs, where there are any.
     """
 
     size: int = 256
@@ -48,6 +52,7 @@ class ViewOptions:
     box_noise: float = 0.1
     exact_boxes: float = 0.5
     nested: float = 0.0
+    photographs: float = 0.5
 
     @property
     def mask_size(self) -> int:
@@ -59,6 +64,16 @@ def shards(*folders: Path) -> list[tuple[Path, Path]]:
     """The finished shards in some folders: each a file of images and one of their instance maps."""
     images = sorted(path for folder in folders for path in folder.glob("images-*.npy"))
     return [(path, path.with_name(path.name.replace("images", "instances"))) for path in images]
+
+
+class Scenes(Protocol):
+    """Square pictures (S, S, 3) and their instance maps (S, S), by index."""
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A scene."""
 
 
 class StoredScenes:
@@ -119,6 +134,67 @@ class RenderedScenes:
         return render_scene(rng, self.pools, int(rng.choice(SCENE_SIDES)))
 
 
+def read_square(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (S, S, 3) and the masks (K, s, s), of 0 and 1, that `label.py` wrote."""
+    with Image.open(file.with_suffix(".jpg")) as opened:
+        image = np.asarray(opened)
+    with np.load(file) as arrays:
+        return image, np.unpackbits(arrays["masks"], axis=-1, count=int(arrays["side"]))
+
+
+def full_size(mask: np.ndarray, side: int) -> np.ndarray:
+    """A mask (s, s) of 0 and 1 as a boolean one (side, side), with smooth edges."""
+    levels = cv2.resize(mask * 255, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(levels > 127)
+
+
+class LabelledPhotographs:
+    """Squares of photographs with masks that overlap (see `examples/photographs/label.py`).
+
+    An index is a square with some of its masks, drawn so that none lies on another: a part one
+    time, its whole another.
+    """
+
+    DRAWS = 1024
+    """Indices of each square."""
+    MOST_OVERLAP = 0.05
+    """Share of a mask that may be a larger one's: neighbours share their edge."""
+
+    def __init__(self, folder: Path) -> None:
+        """Lists the squares.
+
+        Raises:
+            FileNotFoundError: The folder has none.
+        """
+        self.files = sorted(folder.glob("*.npz"))
+        if not self.files:
+            raise FileNotFoundError(
+                f"No *.npz in {folder}. "
+                "Label photographs first: python -m examples.photographs.label --help"
+            )
+
+    def __len__(self) -> int:
+        """Number of squares and draws of masks."""
+        return len(self.files) * self.DRAWS
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A square and a draw of its masks; the index decides both."""
+        image, masks = read_square(self.files[index // self.DRAWS])
+        instances = np.zeros(image.shape[:2], np.uint8)
+        taken: list[np.ndarray] = []
+        for number in np.random.default_rng(index).permutation(len(masks)):
+            mask = masks[number]
+            if len(taken) == LAST_INSTANCE or any(self._overlap(mask, other) for other in taken):
+                continue
+            taken.append(mask)
+            instances[full_size(mask, len(image)) & (instances == 0)] = len(taken)
+        return image, instances
+
+    def _overlap(self, one: np.ndarray, other: np.ndarray) -> bool:
+        smaller = min(np.count_nonzero(one), np.count_nonzero(other))
+        return bool(np.count_nonzero(one & other) > self.MOST_OVERLAP * smaller)
+
+
 class SceneDataset(Dataset[dict[str, np.ndarray]]):
     """Views of scenes, without an end: any index has one.
 
@@ -127,16 +203,22 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
     """
 
     def __init__(
-        self, scenes: StoredScenes | RenderedScenes, options: ViewOptions, seed: int = 0
+        self,
+        scenes: Scenes,
+        options: ViewOptions,
+        seed: int = 0,
+        photographs: Scenes | None = None,
     ) -> None:
-        """Draws from scenes.
+        """Draws from scenes, and from photographs.
 
         Args:
-            scenes: Images (S, S, 3) and their instance maps (S, S), by index.
-            options: How views are cut.
+            scenes: Rendered ones.
+            options: How views are cut, and how many are of photographs.
             seed: Makes another sequence of samples.
+            photographs: Those that have masks.
         """
         self.scenes, self.options, self.seed = scenes, options, seed
+        self.photographs = photographs
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One view.
@@ -153,7 +235,10 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
                 return view
 
     def _view(self, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-        image, instances = self.scenes[int(rng.integers(len(self.scenes)))]
+        scenes = self.scenes
+        if self.photographs is not None and rng.random() < self.options.photographs:
+            scenes = self.photographs
+        image, instances = scenes[int(rng.integers(len(scenes)))]
         image, instances = _cut(rng, image, instances, self.options)
         counts = np.bincount(instances.ravel(), minlength=2)
         ids = 1 + np.flatnonzero(counts[1:] >= MIN_VISIBLE_PIXELS)

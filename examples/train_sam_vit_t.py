@@ -1,4 +1,4 @@
-"""Trains `sam_vit_t`, the model inside the package, from scratch on rendered scenes.
+"""Trains `sam_vit_t`, the model inside the package, on rendered scenes and labelled photographs.
 
     python -m examples.scenes.render --output scenes/train --count 12000
     python -m examples.train_sam_vit_t --scenes scenes/train --output run --size 256 --steps 12000
@@ -42,7 +42,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from examples import training_loss
-from examples.scene_dataset import RenderedScenes, SceneDataset, StoredScenes, ViewOptions
+from examples.scene_dataset import (
+    LabelledPhotographs,
+    RenderedScenes,
+    SceneDataset,
+    StoredScenes,
+    ViewOptions,
+)
 from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead
 from examples.training_start import EncoderShape, initial_model
@@ -63,6 +69,10 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--scenes", type=Path, nargs="+", help="rendered scenes")
     source.add_argument("--pools", type=Path, help="what scenes are made of, to render meanwhile")
+    parser.add_argument("--photographs", type=Path, help="photographs that have masks, to add")
+    parser.add_argument(
+        "--photograph-share", type=float, default=0.5, help="share of views of photographs"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
     parser.add_argument("--resume", type=Path, help="checkpoint other than OUTPUT/last.pt")
     parser.add_argument("--initial", help="model to start from, such as sam_vit_t, if not resumed")
@@ -265,10 +275,12 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         min_side=options.min_side,
         size_preference=options.size_preference,
         nested=options.nested,
+        photographs=options.photograph_share,
     )
     stored, pools, seed = options.scenes, options.pools, options.seed
     scenes = StoredScenes(stored) if stored else RenderedScenes(pools, seed)
-    data = SceneDataset(scenes, views, seed)
+    photographs = LabelledPhotographs(options.photographs) if options.photographs else None
+    data = SceneDataset(scenes, views, seed, photographs)
     first = start * options.batch_size * PROCESSES + RANK
     last = sys.maxsize if options.minutes else options.steps * options.batch_size * PROCESSES
     return DataLoader(

