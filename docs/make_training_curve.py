@@ -2,8 +2,8 @@
 
     python -m docs.make_training_curve
 
-Both are of what `benchmarks/quality.py` measured of weights that could be shipped. Needs
-matplotlib.
+Both are of what `benchmarks/quality.py` measured of weights that could be shipped. A second table
+tells what the photographs gave to the last of them. Needs matplotlib.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality import SIZES
+from benchmarks.quality import CORRELATION, SIZES
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
@@ -28,6 +28,7 @@ class Training(NamedTuple):
 
 
 SHIPPED = "quality_sam_vit_t.json"
+BEFORE = "quality_sam_vit_t_eighth.json"
 WEIGHTS = {
     "quality_sam_vit_t_second.json": Training({256: 19_200, 512: 4_000}),
     "quality_sam_vit_t_third.json": Training({256: 22_400, 512: 4_000, 1024: 1_100}),
@@ -35,8 +36,10 @@ WEIGHTS = {
     "quality_sam_vit_t_fifth.json": Training({1024: 2_560}, "; then the choice's cost"),
     "quality_sam_vit_t_sixth.json": Training({768: 3_560, 1024: 1_280}, "; then nested masks"),
     "quality_sam_vit_t_seventh.json": Training({1024: 2_480}, "; then a lower rate"),
-    SHIPPED: Training({1024: 28_728}, "; then a GPU, no scene twice"),
+    BEFORE: Training({1024: 28_728}, "; then a GPU, no scene twice"),
+    SHIPPED: Training({1024: 2_300}, "; then photographs"),
 }
+COMPARED = ("box, single", "box, best", "click, best", "click, oracle", "5 clicks", "everything")
 FIGURES = ("box, best", "click, best", "5 clicks")
 GOALS = {"box, best": 0.86, "click, best": 0.73}
 COLOURS = {"box, best": "#1d4ed8", "click, best": "#16a34a"}
@@ -103,6 +106,19 @@ def estimate() -> str:
     return page.table(heads, rows)
 
 
+def compared() -> str:
+    """Figures of the weights before the photographs and of those that are shipped."""
+    models = {"before them": BEFORE, "shipped": SHIPPED}
+    rows = []
+    for pictures in ("held-out scenes", "photographs"):
+        for weights, file in models.items():
+            measured = json.loads((RESULTS / file).read_text())
+            figures = measured[pictures]["all"]
+            cells = [f"{figures[name]:.2f}" if name in figures else "" for name in COMPARED]
+            rows.append([pictures, weights, *cells, f"{measured[CORRELATION][pictures]:.2f}"])
+    return page.table(["pictures", "weights", *COMPARED, "Spearman"], rows)
+
+
 def draw() -> None:
     """Draws mean IoU on held-out scenes by the pixels seen, and the lines on to the goals."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -127,6 +143,7 @@ def main() -> None:
     training = page.ROOT / "docs" / "training.md"
     page.write_part("weights", table(), training)
     page.write_part("goals", estimate(), training)
+    page.write_part("compared", compared(), training)
     draw()
 
 

@@ -61,12 +61,14 @@ MODELS: dict[str, Model] = {
     "sam_vit_t": Model(
         summary="""\
 A small Segment Anything model for trying, testing and fine-tuning, trained from scratch on rendered
-scenes. For the best masks of photographs take a model with Meta's weights.""",
+scenes, and at the end on photographs that another model had labelled. For the best masks of
+photographs take a model with Meta's weights.""",
         training_data=_beside_the_weights("Data"),
         limits=_beside_the_weights("Limits"),
         bias="""\
-Clip art and rendered objects show some things often and others never; people of any kind it has
-hardly seen. Do not use it where a mask decides about a person.""",
+Clip art and rendered objects show some things often and others never. Its photographs are few, and
+their people are mostly young and at desks; it also has the faults of the model that labelled them.
+Do not use it where a mask decides about a person.""",
     ),
     "sam_vit_b": _metas("base (ViT-B)", "facebook/sam-vit-base"),
     "sam_vit_l": _metas("large (ViT-L)", "facebook/sam-vit-large"),

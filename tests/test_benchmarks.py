@@ -30,6 +30,7 @@ from segment_anything_transformers.modeling_segment_anything import Linear
 from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import Sample
 from tests.fake_backend import small_config
+from tests.few_scenes import write_square
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
@@ -90,7 +91,11 @@ def test_the_quality_is_shown_as_measured():
     text = (WEIGHTS_FOLDER / "sam_vit_t" / "README.md").read_text()
     assert text.endswith(quality.section(results))
     training = (page.ROOT / "docs" / "training.md").read_text()
-    parts = {"weights": make_training_curve.table(), "goals": make_training_curve.estimate()}
+    parts = {
+        "weights": make_training_curve.table(),
+        "goals": make_training_curve.estimate(),
+        "compared": make_training_curve.compared(),
+    }
     for name, part in parts.items():
         assert f"<!-- {name} -->\n\n{part}\n\n<!-- /{name} -->" in training
 
@@ -333,6 +338,19 @@ def test_the_page_shows_what_thresholds_let_through():
     assert text in thresholds.PAGE.read_text()
 
 
+def test_labelled_squares_are_samples_of_full_size(tmp_path):
+    masks = np.zeros((2, 32, 32), bool)
+    masks[0, 4:20, 8:24] = True
+    masks[1, 20:30, 2:30] = True
+    write_square(tmp_path, "0009-0", masks)
+    Image.new("RGB", (64, 64)).save(tmp_path / "0009-0.jpg")
+    [sample] = thresholds.labelled(tmp_path)
+    assert sample.name == "0009-0"
+    assert sample.image.shape == (64, 64, 3)
+    expected = masks.repeat(2, axis=1).repeat(2, axis=2)
+    assert (masks_iou(sample.masks, expected) > 0.97).all()
+
+
 def test_thresholds_and_duplicates_are_those_of_the_generator():
     boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [20, 20, 29, 29], [50, 50, 59, 59]])
     ious = np.array([[0.9, 0], [0.6, 0], [0, 0.4], [0, 0]])
@@ -375,6 +393,7 @@ def test_what_the_weights_in_the_package_were_to_reach():
     assert scenes["box, best"] >= 0.75
     assert scenes["click, best"] >= 0.58
     assert photographs["click, best"] >= 0.60
+    assert photographs["everything"] >= 0.70
     assert photographs["box, single"] > photographs["filled box"]
     assert photographs["box, best"] > max(photographs["filled box"], photographs["GrabCut"])
     assert all(value >= 0.7 for value in results[quality.CORRELATION].values())

@@ -86,7 +86,7 @@ The weights of `sam_vit_t` lie inside the package; `url` names the Hub repositor
 
 
 GENERATOR_THRESHOLDS: dict[str, dict[str, Any]] = {
-    "sam_vit_t": {"pred_iou_thresh": 0.2, "stability_score_thresh": 0.6}
+    "sam_vit_t": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 }
 """Arguments of the mask generator for models that are less sure of themselves than Meta's, by name.
 Its defaults are made for Meta's; page and commands take these where nothing else is asked for."""
