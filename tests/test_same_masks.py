@@ -15,7 +15,7 @@ from segment_anything_transformers import (
 )
 from tests import plain
 
-POINTS_PER_SIDE = 6
+POINTS_PER_SIDE = 8
 STABILITY = {"stability_score_thresh": 0.6, "stability_score_offset": 0.1}
 
 
