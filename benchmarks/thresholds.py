@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.quality import photographs, scenes
 from benchmarks.speeds import measure, page
-from examples.scene_dataset import full_size, read_square
+from examples.photographs.storage import full_size, read_square, square_files
 from segment_anything_transformers import (
     SAMAutomaticMaskGenerator,
     SAMPredictor,
@@ -116,7 +116,7 @@ class Candidates(NamedTuple):
 def labelled(folder: Path) -> list[Sample]:
     """Squares of photographs with the masks that another model found."""
     samples = []
-    for file in sorted(folder.glob("*.npz")):
+    for file in square_files(folder):
         image, masks = read_square(file)
         full = np.stack([full_size(mask, len(image)) for mask in masks])
         samples.append(Sample(file.stem, image, full))

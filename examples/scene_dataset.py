@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
 from examples.nested_parts import nested_masks
+from examples.photographs.storage import full_size, read_square, square_files
 from examples.scenes.compose import render_scene
 from examples.scenes.pools import Pools
 from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
@@ -134,20 +134,6 @@ class RenderedScenes:
         return render_scene(rng, self.pools, int(rng.choice(SCENE_SIDES)))
 
 
-def read_square(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (S, S, 3) and the masks (K, s, s), of 0 and 1, that `label.py` wrote."""
-    with Image.open(file.with_suffix(".jpg")) as opened:
-        image = np.asarray(opened)
-    with np.load(file) as arrays:
-        return image, np.unpackbits(arrays["masks"], axis=-1, count=int(arrays["side"]))
-
-
-def full_size(mask: np.ndarray, side: int) -> np.ndarray:
-    """A mask (s, s) of 0 and 1 as a boolean one (side, side), with smooth edges."""
-    levels = cv2.resize(mask * 255, (side, side), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(levels > 127)
-
-
 class LabelledPhotographs:
     """Squares of photographs with masks that overlap (see `examples/photographs/label.py`).
 
@@ -166,12 +152,7 @@ class LabelledPhotographs:
         Raises:
             FileNotFoundError: The folder has none.
         """
-        self.files = sorted(folder.glob("*.npz"))
-        if not self.files:
-            raise FileNotFoundError(
-                f"No *.npz in {folder}. "
-                "Label photographs first: python -m examples.photographs.label --help"
-            )
+        self.files = square_files(folder)
 
     def __len__(self) -> int:
         """Number of squares and draws of masks."""
@@ -258,7 +239,7 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         pad = ((0, self.options.size - height), (0, self.options.size - width))
         sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
         for number, mask in enumerate(np.pad(mask, pad) for mask in masks):
-            sample["truth"].append(_coverage(mask, self.options.mask_size))
+            sample["truth"].append(coverage(mask, self.options.mask_size))
             is_around = 0 < number < len(nested)  # of the same click as the part
             sample["points"].append(sample["points"][0] if is_around else _random_point(rng, mask))
             noise = 0.0 if rng.random() < self.options.exact_boxes else self.options.box_noise
@@ -319,7 +300,8 @@ def _jitter(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return cv2.LUT(np.ascontiguousarray(image), levels.clip(0, 255).astype(np.uint8)[None])
 
 
-def _coverage(mask: np.ndarray, size: int) -> np.ndarray:
+def coverage(mask: np.ndarray, size: int) -> np.ndarray:
+    """Share of each of (size, size) larger pixels that a mask covers, uint8, 255 for all."""
     levels = mask.astype(np.uint8) * 255
     return cv2.resize(levels, (size, size), interpolation=cv2.INTER_AREA)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from examples.photographs.storage import write_square
+
 SIDE = 256
 
 
@@ -22,8 +24,7 @@ def write_scenes(folder: Path) -> Path:
     return folder
 
 
-def write_square(folder: Path, name: str, masks: np.ndarray) -> None:
+def write_grey_square(folder: Path, name: str, masks: np.ndarray) -> None:
     """Writes a grey square with masks (K, S, S) that may overlap, as photographs are labelled."""
-    side = masks.shape[-1]
-    Image.new("RGB", (side, side), (128, 128, 128)).save(folder / f"{name}.jpg")
-    np.savez_compressed(folder / f"{name}.npz", masks=np.packbits(masks, axis=-1), side=side)
+    image = Image.new("RGB", masks.shape[1:], (128, 128, 128))
+    write_square(folder / f"{name}.npz", image, masks)

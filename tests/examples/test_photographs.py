@@ -14,7 +14,7 @@ from examples.photographs.teacher import DECODER_FILE, ENCODER_FILE, decoder_wei
 from examples.scene_dataset import LabelledPhotographs, SceneDataset, StoredScenes, ViewOptions
 from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import SegmentAnythingModelConfig
-from tests.few_scenes import SIDE, write_scenes, write_square
+from tests.few_scenes import SIDE, write_grey_square, write_scenes
 
 LISTED = Path(label.__file__).parent / "chosen.txt"
 
@@ -27,7 +27,7 @@ def nested(tmp_path):
     masks[1, 8:48, 8:28] = True
     masks[2, 8:48, 27:48] = True
     masks[3, 50:62, 50:62] = True
-    write_square(tmp_path, "square", masks)
+    write_grey_square(tmp_path, "square", masks)
     return tmp_path, masks
 
 
@@ -54,7 +54,7 @@ def test_a_draw_has_the_whole_or_its_parts(nested):
 def test_no_more_objects_than_an_instance_map_can_tell_apart(tmp_path):
     masks = np.zeros((300, 64, 64), bool)
     masks.reshape(300, -1)[np.arange(300), np.arange(300) * 4] = True
-    write_square(tmp_path, "square", masks)
+    write_grey_square(tmp_path, "square", masks)
     _, instances = LabelledPhotographs(tmp_path)[0]
     assert sorted(np.unique(instances)) == list(range(256))
 

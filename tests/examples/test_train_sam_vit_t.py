@@ -10,7 +10,7 @@ import torch
 from examples import train_sam_vit_t
 from examples.ship_sam_vit_t import ship
 from segment_anything_transformers import SegmentAnythingModel
-from tests.few_scenes import write_scenes, write_square
+from tests.few_scenes import write_grey_square, write_scenes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_photographs_can_take_part(train, tmp_path):
     folder.mkdir()
     mask = np.zeros((1, 64, 64), bool)
     mask[0, 8:48, 8:48] = True
-    write_square(folder, "square", mask)
+    write_grey_square(folder, "square", mask)
     name = "model.mask_decoder.iou_prediction_head.layers.2.bias"
     scenes, photographs = (
         train(share, 2, "--photographs", str(folder), "--photograph-share", share)["parts"][name]
