@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 OUTPUT ?= demo_output
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 # Folders with code; those that a clone does not have are left out.
 CODE := $(wildcard src conversion hub_cards examples benchmarks docs)
 

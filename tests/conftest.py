@@ -1,14 +1,16 @@
-"""What every test starts from: no network, and one thread for each of pytest's processes."""
+"""What every test starts from: the variables of its environment, and fixtures for several files."""
 
 import os
 import shlex
 
 import pytest
 
-# Before anything imports huggingface_hub or numpy, which read them once. `make test` runs one
-# process a core: with several threads in each, they would mostly wait for each other.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from tests.environments import VARIABLES
+
+# Before anything imports huggingface_hub or numpy, which read them once. The C library reads its
+# own when a process starts: pytest's processes for the tests are started after this.
+for name, value in VARIABLES.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="module")

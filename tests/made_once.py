@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from segment_anything_transformers import SegmentAnythingModel, export_onnx
+
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder of this run that `make` fills when it is first asked for.
@@ -24,3 +26,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             (base / f"{name}.made").touch()
     return folder
+
+
+def exported_vit_t(factory: pytest.TempPathFactory) -> Path:
+    """What `export_onnx` writes of the model in the package."""
+
+    def make(folder: Path) -> None:
+        export_onnx(SegmentAnythingModel.from_pretrained("sam_vit_t"), folder)
+
+    return made_once(factory, "onnx_vit_t", make)

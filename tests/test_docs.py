@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from conversion.__main__ import parse_arguments
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
+from tests.made_once import exported_vit_t
 from tests.markdown import code_blocks
 from tests.parity.peers import huggingface_model
 from tests.test_readme import DEMO_IMAGE
@@ -73,12 +75,25 @@ def huggingfaces_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def export_once(tmp_path_factory, monkeypatch):
+    """The export of the model in the package, which other tests need too, is made for all."""
+
+    def export(model, folder):
+        assert model.config.name == "sam_vit_t"
+        shutil.copytree(exported_vit_t(tmp_path_factory), folder)
+
+    monkeypatch.setattr(segment_anything_transformers, "export_onnx", export)
+
+
 @pytest.mark.tf
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, request):
     text = PAGES[name]
     if ".pth" in text:
         request.getfixturevalue("metas_file")
+    if "export_onnx(model," in text:
+        request.getfixturevalue("export_once")
     if 'from_pretrained("facebook/sam-vit-base")' in text:
         folder = request.getfixturevalue("huggingfaces_folder")
         text = text.replace("facebook/sam-vit-base", str(folder))

@@ -403,7 +403,9 @@ def test_torch_export_runs_with_other_numbers_of_images_and_prompts(model, pixel
 @torch.no_grad()
 def test_compiles_as_one_graph(model, pixels, prompts, backend, names):
     given = {name: prompts[name] for name in names}
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    # Without vectors C++ compiles in two thirds of the time.
+    options = {"cpp.simdlen": 1} if backend == "inductor" else None
+    compiled = torch.compile(model, fullgraph=True, backend=backend, options=options)
     output, expected = compiled(pixels, **given), model(pixels, **given)
     assert_close(output.pred_masks, expected.pred_masks, **TOLERANCE)
     assert_close(output.iou_scores, expected.iou_scores, **TOLERANCE)

@@ -70,12 +70,6 @@ np.savez({made!r}, **{{name: np.asarray(array, "float32") for name, array in mad
 """
 
 
-def run_on_jax(code):
-    """As `run_python`, compiled with less care, which takes half of the time."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return run_python(code, KERAS_BACKEND="jax", XLA_FLAGS=flags)
-
-
 @torch.no_grad()
 def test_jax_with_other_sizes_and_patches_in_half_precision_and_shards(tmp_path):
     runs, expected = [], {}
@@ -94,7 +88,7 @@ def test_jax_with_other_sizes_and_patches_in_half_precision_and_shards(tmp_path)
             runs.append((folder, dtype))
             expected[folder + dtype] = output.pred_masks
             expected[f"{folder}{dtype}scores"] = output.iou_scores
-    run_on_jax(USE_OTHERS.format(runs=runs, made=f"{tmp_path}/made.npz"))
+    run_python(USE_OTHERS.format(runs=runs, made=f"{tmp_path}/made.npz"), KERAS_BACKEND="jax")
 
     made = np.load(tmp_path / "made.npz")
     assert sorted(made) == sorted(expected)
@@ -123,7 +117,7 @@ def test_jax_computes_what_pytorch_computes(tmp_path):
     np.savez(tmp_path / "inputs.npz", image=image, clicks=clicks, **inputs)
 
     code = USE.format(folder=str(tmp_path), mixtures=MIXTURES, options=LENIENT)
-    losses = run_on_jax(code)
+    losses = run_python(code, KERAS_BACKEND="jax")
     assert losses["last"] < 0.9 * losses["first"]
 
     made = np.load(tmp_path / "made.npz")

@@ -14,11 +14,10 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingImageProcessor,
     SegmentAnythingModel,
-    export_onnx,
 )
 from segment_anything_transformers.cli import DEMO_IMAGE
 from tests.environments import SOURCE
-from tests.made_once import made_once
+from tests.made_once import exported_vit_t
 
 pytestmark = [pytest.mark.onnx, pytest.mark.node, pytest.mark.slow]
 README = Path(__file__).parents[2] / "conversion" / "README.md"
@@ -39,8 +38,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
-    return made_once(tmp_path_factory, "onnx_vit_t", lambda folder: export_onnx(model, folder))
+def exported(tmp_path_factory):
+    return exported_vit_t(tmp_path_factory)
 
 
 def masks_of(node, picture, folder, output):
