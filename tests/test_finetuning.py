@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_ends_the_training(model, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_stock_pipeline_shows_the_gain(tmp_path):
+def test_one_image_is_learnt_whole_and_the_stock_pipeline_shows_the_gain(tmp_path):
     """Objects that it does not find with the model as it was, it finds with the tuned one."""
     folder = write_folder(tmp_path / "data", count=1, size_hw=(96, 64))
     [sample] = folder_samples(folder)
@@ -222,7 +222,12 @@ def test_the_stock_pipeline_shows_the_gain(tmp_path):
     model.save_pretrained(tmp_path / "before")
     processor_of(model).save_pretrained(tmp_path / "before")
     options = {"mode": "all", "max_steps": 250, "clicks": 0, "learning_rate": 4e-3}
-    tune(model, folder, tmp_path / "after", save_strategy="no", **options)
+    options |= {"eval_data": folder, "eval_steps": 250, "save_strategy": "no"}
+    log = tune(model, folder, tmp_path / "after", **options).log
+    start, end = (entry for entry in log if "eval_iou_box" in entry)
+    for prompt in ("box", "click"):
+        assert start[f"eval_iou_{prompt}"] < 0.5
+        assert end[f"eval_iou_{prompt}"] >= 0.98
     found = {}
     for name in ("before", "after"):
         generate = pipeline("mask-generation", model=str(tmp_path / name))

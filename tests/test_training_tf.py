@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tf
 COUNT = 8
 
 
-def discs(config, count=COUNT):
+def discs(config, count=COUNT, radii=(8, 20)):
     """Images with a bright disc each, a click on it, and its mask at the size of the logits."""
     rng = np.random.default_rng(0)
     height, width = config.input_size
@@ -27,7 +27,7 @@ def discs(config, count=COUNT):
     images, points, truth = [], [], []
     for _ in range(count):
         x, y = rng.uniform(0.3, 0.7, 2) * (width, height)
-        disc = (columns - x) ** 2 + (rows - y) ** 2 < rng.uniform(8, 20) ** 2
+        disc = (columns - x) ** 2 + (rows - y) ** 2 < rng.uniform(*radii) ** 2
         image = rng.normal(0, 0.2, (height, width, 3)) + 2.0 * disc[..., None]
         images.append(image.astype(np.float32))
         points.append([[x, y]])
@@ -73,6 +73,18 @@ def test_fit_lowers_the_loss_and_pytorch_loads_the_result(tmp_path, policy):
         ).pred_masks[:, 0]
     _, _, logits = loaded(inputs)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.slow
+def test_one_image_is_learnt_whole(model):
+    inputs, truth = discs(model.config, 1, radii=(24, 28))  # so that a pixel is no hundredth
+    steps = 120
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=steps - 20, warmup_target=4e-3, warmup_steps=20
+    )
+    model.compile(keras.optimizers.AdamW(rate))
+    model.fit(inputs, truth, epochs=steps, verbose=0)
+    assert model.evaluate(inputs, truth, return_dict=True, verbose=0)["iou"] >= 0.98
 
 
 def test_a_loop_with_a_tape_learns_from_the_processors_names(model):
