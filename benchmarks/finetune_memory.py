@@ -1,11 +1,12 @@
-"""Memory of one step of fine-tuning the full `sam_vit_b` at 1024 pixels, with random weights.
+"""Memory of fine-tuning the full `sam_vit_b` at 1024 pixels, with random weights.
 
     python -m benchmarks.finetune_memory
 
-`decoder`: an image is encoded, and the mask decoder learns from its embeddings. `all`: everything
-learns. Both simulate 8 corrections, with checkpointing and AdamW; each in a process of its own,
-whose peak of resident memory counts, Python and PyTorch included. The results go to
-benchmarks/results and onto the page about fine-tuning. Linux only.
+`finetune` itself, for a few steps and in each mode: reading and encoding pictures, checkpoints,
+AdamW and its state, and saving the result are part of it. Every step simulates 8 corrections, with
+checkpointing. Each mode has a process of its own, whose peak of resident memory counts, Python and
+PyTorch included. The results go to benchmarks/results and onto the page about fine-tuning. Linux
+only.
 """
 
 import argparse
@@ -13,67 +14,75 @@ import json
 import resource
 import subprocess
 import sys
-import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
 
 import torch
 
 from benchmarks.finetuning import page
+from benchmarks.finetuning.cells import write_cells
 from benchmarks.speeds.measure import machine
-from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
-from segment_anything_transformers.finetuning_model import prepare_model
+from segment_anything_transformers import (
+    SegmentAnythingModel,
+    SegmentAnythingModelConfig,
+    finetune,
+)
+from segment_anything_transformers.finetuning_model import Mode
 
-MODES = ("decoder", "all")
+MODES = get_args(Mode)
 
 
-def step(mode, preset, objects, clicks):
-    """One step; returns seconds."""
+def seconds_a_step(options: argparse.Namespace) -> float:
+    """Fine-tunes on as many drawn pictures as there are steps."""
     torch.manual_seed(0)
-    config = SegmentAnythingModelConfig.from_preset(preset)
-    model = SegmentAnythingModel(config)
-    learner = prepare_model(model, mode).train()
-    learner.activation_checkpointing_enable({"use_reentrant": False})
-    learner.clicks = clicks
-    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-4)
-    inputs = {"pixel_values": torch.randn(1, 3, *config.input_size)}
-    labels = torch.zeros(1, objects, *config.mask_size(), dtype=torch.int8)
-    labels[..., 10:60, 20:90] = 1
-    start = time.perf_counter()
-    if mode == "decoder":
-        with torch.no_grad():
-            inputs = {"image_embeddings": model.get_image_embeddings(inputs["pixel_values"])}
-    learner(**inputs, labels=labels)["loss"].backward()
-    optimizer.step()
-    return time.perf_counter() - start
+    model = SegmentAnythingModel(SegmentAnythingModelConfig.from_preset(options.model))
+    with TemporaryDirectory() as folder:
+        result = finetune(
+            model,
+            write_cells(Path(folder) / "cells", options.steps, seed=0),
+            Path(folder) / "tuned",
+            mode=options.mode,
+            max_steps=options.steps,
+            objects_per_image=options.objects,
+            clicks=options.clicks,
+            activation_checkpointing=True,
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+    return result.log[-1]["train_runtime"] / options.steps
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def in_process(mode: str) -> dict[str, float]:
+    """Peak of memory and seconds a step, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.finetune_memory", *sys.argv[1:], "--mode", mode]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measures every mode and writes the figures, or measures the one that is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="sam_vit_b")
     parser.add_argument("--objects", type=int, default=4)
     parser.add_argument("--clicks", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--mode", choices=MODES, help="this one, in this process")
     parser.add_argument("--no-docs", action="store_true", help="print the figures alone")
     options = parser.parse_args()
     if options.mode:
-        seconds = step(options.mode, options.model, options.objects, options.clicks)
+        seconds = seconds_a_step(options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"peak": peak, "seconds": seconds}))
         return
-    steps = {mode: in_process(mode) for mode in MODES}
-    for mode, figures in steps.items():
+    modes = {mode: in_process(mode) for mode in MODES}
+    for mode, figures in modes.items():
         print(f"{mode}: {figures['peak'] / 1e9:.2f} GB, {figures['seconds']:.0f} s a step")
     if not options.no_docs:
+        asked = {name: getattr(options, name) for name in ("model", "objects", "clicks", "steps")}
         size = SegmentAnythingModelConfig.from_preset(options.model).input_size
-        asked = {"model": options.model, "objects": options.objects, "clicks": options.clicks}
         results = {"machine": machine(torch.get_num_threads()), **asked, "input_size": size}
-        page.keep("finetune_memory", {**results, "steps": steps})
-
-
-def in_process(mode):
-    """Peak of memory and seconds of a step, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.finetune_memory", *sys.argv[1:], "--mode", mode]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        page.keep("finetune_memory", {**results, "modes": modes})
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
     measured.keep("finetune", results)
     step = {"peak": 3.2e9, "seconds": 14.4}
     asked = {"model": "sam_vit_b", "input_size": [1024, 1024], "objects": 4, "clicks": 8}
-    memory = {**asked, "machine": results["machine"], "steps": {"decoder": step}}
+    memory = {**asked, "machine": results["machine"], "steps": 3, "modes": {"decoder": step}}
     measured.keep("finetune_memory", memory)
     text = page.read_text()
     assert text.startswith("# Before\n\n<!-- ")

@@ -58,20 +58,21 @@ def gain_text(results: dict) -> str:
 
 
 def memory_text(results: dict) -> str:
-    """The most memory that a step takes, by what learns."""
+    """The most memory that fine-tuning takes, by what learns."""
     rows = [
-        [f"`{mode}`", f"{step['peak'] / 1e9:.1f} GB", f"{step['seconds']:.0f} s"]
-        for mode, step in results["steps"].items()
+        [f"`{mode}`", f"{figures['peak'] / 1e9:.1f} GB", f"{figures['seconds']:.0f} s"]
+        for mode, figures in results["modes"].items()
     ]
     height, width = results["input_size"]
     lines = [
         "## Memory",
         "",
-        f"One step of the full `{results['model']}`, {height} x {width} pixels, "
-        f"{results['objects']} objects, {results['clicks']} corrections, with checkpointing, in "
-        f"float32 on the processor ({machine_text(results['machine'])}):",
+        f"`finetune` with the full `{results['model']}` for {results['steps']} steps, reading, "
+        f"checkpoints and saving too: {height} x {width} pixels, {results['objects']} objects, "
+        f"{results['clicks']} corrections, activation checkpointing, float32 on the processor "
+        f"({machine_text(results['machine'])}):",
         "",
-        table(["what learns", "most memory", "time"], rows),
+        table(["what learns", "most memory", "time a step"], rows),
         "",
         "`python -m benchmarks.finetune_memory` measures it.",
     ]
