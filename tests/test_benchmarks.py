@@ -16,6 +16,7 @@ from benchmarks.speeds import calls, measure, page, report
 from benchmarks.speeds.cases import CASES
 from docs import make_training_curve
 from examples.scene_dataset import shards
+from examples.scenes.pools import write_pool
 from examples.training_start import EncoderShape
 from segment_anything_transformers import SAMPredictor
 from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
@@ -389,7 +390,7 @@ def test_candidates_of_a_picture_are_the_masks_of_its_grid():
 def test_what_the_weights_in_the_package_were_to_reach():
     """The goals that are met; docs/training.md tells which are not."""
     results = json.loads((make_training_curve.RESULTS / make_training_curve.SHIPPED).read_text())
-    scenes, photographs = (results[kind]["all"] for kind in ("held-out scenes", "photographs"))
+    scenes, photographs = (results[kind]["all"] for kind in (quality.HELD_OUT, "photographs"))
     assert scenes["box, best"] >= 0.75
     assert scenes["click, best"] >= 0.58
     assert photographs["click, best"] >= 0.60
@@ -405,6 +406,16 @@ def test_the_teacher_is_measured_where_its_files_are(tmp_path, monkeypatch):
         quality.loaded(str(tmp_path))
     (tmp_path / quality.DECODER_FILE).touch()
     assert quality.loaded(str(tmp_path)) == (tmp_path, True)
+
+
+def test_plain_scenes_are_made_of_a_folder_of_pools(tmp_path):
+    photograph = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+    write_pool(tmp_path / "photographs", iter([(0, photograph)]), 3)
+    samples = quality.plain_scenes(tmp_path, 3)
+    assert [sample.image.shape for sample in samples] == [(512, 512, 3)] * 3
+    assert all(sample.masks.any(axis=(1, 2)).all() for sample in samples)
+    with pytest.raises(ValueError, match="has no photographs"):
+        quality.plain_scenes(tmp_path / "empty", 3)
 
 
 def test_photographs_have_small_objects_and_new_ones():

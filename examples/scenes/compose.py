@@ -1,4 +1,7 @@
-"""A scene: pieces laid over a background, with shadows, and the map of what is visible of each."""
+"""A scene: pieces laid over a background, with shadows, and the map of what is visible of each.
+
+And a plain one, without what makes scenes hard, to measure how much that is.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 from examples.scenes import appearance, clutter, effects
 from examples.scenes.appearance import CutOut, Piece
 from examples.scenes.pools import Picture, Pools
-from examples.scenes.textures import Rng, background
+from examples.scenes.textures import Rng, background, photo_window
 
 MAX_OBJECTS = 24
 MIN_VISIBLE_PIXELS = 12
@@ -17,6 +20,7 @@ MIN_VISIBLE_SHARE = 0.15
 # A scene whose every object is too small to keep is drawn anew.
 MAX_ATTEMPTS = 5
 ROOM_SHARE = 0.25
+MAX_PLAIN_OBJECTS = 5
 
 
 @dataclass
@@ -67,6 +71,35 @@ def render_scene(rng: Rng, pools: Pools, size: int = 512) -> tuple[Picture, Pict
     return effects.degrade(rng, canvas.image), instances
 
 
+def render_plain_scene(rng: Rng, pools: Pools, size: int = 512) -> tuple[Picture, Picture]:
+    """Whole things, apart from each other, on a photograph, and their instance map.
+
+    They are as large as in a scene, and turned as there. But none hides another, and nothing has
+    shadows, other colours or a surface of its surroundings, blur, noise, or clutter beside it.
+
+    Args:
+        rng: Source of randomness; the scene depends on nothing else but the pools.
+        pools: The pools of a split, photographs among them.
+        size: Side of the scene in pixels.
+
+    Returns:
+        The image, (S, S, 3) uint8 RGB, and the instances, (S, S) uint8, as of `render_scene`.
+    """
+    image = photo_window(rng, pools.photographs, size, size)
+    canvas = Canvas(np.array(image), np.zeros((size, size), np.uint8))
+    count = int(rng.integers(1, MAX_PLAIN_OBJECTS + 1))
+    for side in np.sort(_sides(rng, size, count))[::-1]:
+        cut_out = appearance.random_cut_out(rng, pools, int(side))
+        piece = appearance.warp(rng, cut_out, max(6, round(side)))
+        for _ in range(MAX_ATTEMPTS):
+            height, width = piece.alpha.shape
+            top, left = (int(rng.integers(size - side + 1)) for side in (height, width))
+            if not _window(canvas.instances, top, left, height, width)[piece.alpha > 0].any():
+                _paste(canvas, piece, top, left)
+                break
+    return canvas.image, _drop_hidden(canvas)
+
+
 def _compose(rng: Rng, pools: Pools, size: int) -> Canvas:
     plan = _plan(rng, pools, size)
     if len(pools.rooms) and rng.random() < ROOM_SHARE:
@@ -108,7 +141,7 @@ def _room(rng: Rng, pools: Pools, size: int) -> Canvas:
 def _plan(rng: Rng, pools: Pools, size: int) -> list[tuple[CutOut, Placement]]:
     """What goes where, in painting order: as a rule the large before the small."""
     count = int(np.exp(rng.uniform(np.log(1.5), np.log(17))))
-    sides = size * np.exp(rng.uniform(np.log(0.02), np.log(0.8), count))
+    sides = _sides(rng, size, count)
     if rng.random() < 0.35:  # a subject that fills much of the frame
         sides[0] = size * rng.uniform(0.35, 0.95)
     if rng.random() < 0.8:
@@ -128,6 +161,11 @@ def _plan(rng: Rng, pools: Pools, size: int) -> list[tuple[CutOut, Placement]]:
     if rng.random() < 0.2:
         plan += _herd(rng, pools, size)
     return plan
+
+
+def _sides(rng: Rng, size: int, count: int) -> NDArray[np.float64]:
+    """Longer sides of things in pixels, as many of one magnitude as of another."""
+    return np.asarray(size * np.exp(rng.uniform(np.log(0.02), np.log(0.8), count)))
 
 
 def _herd(rng: Rng, pools: Pools, size: int) -> list[tuple[CutOut, Placement]]:

@@ -60,10 +60,25 @@ def test_scene_of_shapes_needs_no_pictures(index):
     check_scene(image, instances, 96)
 
 
-def test_scene_is_a_function_of_its_randomness(pools):
-    first, again, other = (
-        compose.render_scene(np.random.default_rng(seed), pools, 100) for seed in (3, 3, 4)
-    )
+@pytest.mark.parametrize("index", range(6))
+def test_plain_scene_shows_things_whole(pools, index, monkeypatch):
+    areas, drop_hidden = [], compose._drop_hidden
+
+    def keep_areas(canvas):
+        areas.extend(canvas.full_areas)
+        return drop_hidden(canvas)
+
+    monkeypatch.setattr(compose, "_drop_hidden", keep_areas)
+    image, instances = compose.render_plain_scene(np.random.default_rng(index), pools, 120)
+    check_scene(image, instances, 120)
+    assert 1 <= len(areas) <= compose.MAX_PLAIN_OBJECTS
+    whole = [area for area in areas if area >= compose.MIN_VISIBLE_PIXELS]
+    assert np.bincount(instances.ravel())[1:].tolist() == whole
+
+
+@pytest.mark.parametrize("render", [compose.render_scene, compose.render_plain_scene])
+def test_scene_is_a_function_of_its_randomness(pools, render):
+    first, again, other = (render(np.random.default_rng(seed), pools, 100) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[0] != other[0]).any()
