@@ -92,9 +92,9 @@ def render_plain_scene(rng: Rng, pools: Pools, size: int = 512) -> tuple[Picture
         cut_out = appearance.random_cut_out(rng, pools, int(side))
         piece = appearance.warp(rng, cut_out, max(6, round(side)))
         for _ in range(MAX_ATTEMPTS):
-            height, width = piece.alpha.shape
-            top, left = (int(rng.integers(size - side + 1)) for side in (height, width))
-            if not _window(canvas.instances, top, left, height, width)[piece.alpha > 0].any():
+            shape = piece.alpha.shape
+            top, left = (int(rng.integers(size - length + 1)) for length in shape)
+            if not _window(canvas.instances, top, left, *shape)[piece.alpha > 0].any():
                 _paste(canvas, piece, top, left)
                 break
     return canvas.image, _drop_hidden(canvas)
