@@ -12,7 +12,6 @@ only.
 import argparse
 import json
 import resource
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ import torch
 
 from benchmarks.finetuning import page
 from benchmarks.finetuning.cells import write_cells
-from benchmarks.speeds.measure import machine
+from benchmarks.speeds import measure
 from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingModelConfig,
@@ -30,6 +29,7 @@ from segment_anything_transformers import (
 )
 from segment_anything_transformers.finetuning_model import Mode
 
+MODULE = "benchmarks.finetune_memory"
 MODES = get_args(Mode)
 
 
@@ -53,13 +53,6 @@ def seconds_a_step(options: argparse.Namespace) -> float:
     return result.log[-1]["train_runtime"] / options.steps
 
 
-def in_process(mode: str) -> dict[str, float]:
-    """Peak of memory and seconds a step, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.finetune_memory", *sys.argv[1:], "--mode", mode]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Measures every mode and writes the figures, or measures the one that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -67,21 +60,26 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=4)
     parser.add_argument("--clicks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--mode", choices=MODES, help="this one, in this process")
     parser.add_argument("--no-docs", action="store_true", help="print the figures alone")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.mode:
         seconds = seconds_a_step(options)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"peak": peak, "seconds": seconds}))
         return
-    modes = {mode: in_process(mode) for mode in MODES}
+    modes = {
+        mode: measure.in_process(MODULE, [*sys.argv[1:], "--mode", mode], options.threads)
+        for mode in MODES
+    }
     for mode, figures in modes.items():
         print(f"{mode}: {figures['peak'] / 1e9:.2f} GB, {figures['seconds']:.0f} s a step")
     if not options.no_docs:
         asked = {name: getattr(options, name) for name in ("model", "objects", "clicks", "steps")}
         size = SegmentAnythingModelConfig.from_preset(options.model).input_size
-        results = {"machine": machine(torch.get_num_threads()), **asked, "input_size": size}
+        results = {"machine": measure.machine(options.threads), **asked, "input_size": size}
         page.keep("finetune_memory", {**results, "modes": modes})
 
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from benchmarks.speeds import page
 from examples.nested_parts import nested_masks
 from examples.photographs.teacher import DECODER_FILE, teacher
-from examples.scene_dataset import shards
+from examples.scene_dataset import StoredScenes
 from examples.scenes import sources
 from examples.scenes.compose import render_plain_scene
 from examples.scenes.pools import Pools
@@ -79,16 +79,8 @@ Answer = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 def scenes(folder: Path, number: int) -> list[Sample]:
     """The first so many rendered scenes of a folder that show an object."""
-    return _samples(
-        (
-            (f"{shard.name}, {place}", image, instances)
-            for shard, maps in shards(folder)
-            for place, (image, instances) in enumerate(
-                zip(np.load(shard, mmap_mode="r"), np.load(maps, mmap_mode="r"), strict=True)
-            )
-        ),
-        number,
-    )
+    stored = StoredScenes([folder])
+    return _samples((stored[index] for index in range(len(stored))), number)
 
 
 def plain_scenes(folder: Path, number: int) -> list[Sample]:
@@ -96,22 +88,17 @@ def plain_scenes(folder: Path, number: int) -> list[Sample]:
     pools = Pools.open(folder)
     if not len(pools.photographs):
         raise ValueError(f"{folder} has no photographs. Render scenes first, see examples/scenes.")
-    return _samples(
-        (
-            (str(seed), *render_plain_scene(np.random.default_rng(seed), pools))
-            for seed in itertools.count()
-        ),
-        number,
-    )
+    rngs = map(np.random.default_rng, itertools.count())
+    return _samples((render_plain_scene(rng, pools) for rng in rngs), number)
 
 
-def _samples(rendered: Iterable[tuple[str, np.ndarray, np.ndarray]], number: int) -> list[Sample]:
-    """The first of those (name, image, instances) that show an object."""
-    shown = (one for one in rendered if one[2].any())
+def _samples(rendered: Iterable[tuple[np.ndarray, np.ndarray]], number: int) -> list[Sample]:
+    """The first images with instance maps that show an object, called by their index."""
+    shown = (one for one in enumerate(rendered) if one[1][1].any())
     samples = []
-    for name, image, instances in itertools.islice(shown, number):
+    for index, (image, instances) in itertools.islice(shown, number):
         ids = np.unique(instances[instances > 0])
-        samples.append(Sample(name, np.asarray(image), instances == ids[:, None, None]))
+        samples.append(Sample(str(index), image, instances == ids[:, None, None]))
     return samples
 
 
