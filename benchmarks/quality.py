@@ -86,6 +86,8 @@ def scenes(folder: Path, number: int) -> list[Sample]:
 def plain_scenes(folder: Path, number: int) -> list[Sample]:
     """Scenes without what makes them hard, of what the pools in a folder hold."""
     pools = Pools.open(folder)
+    if not len(pools.photographs):
+        raise ValueError(f"{folder} has no photographs. Render scenes first, see examples/scenes.")
     rngs = map(np.random.default_rng, itertools.count())
     return _samples((render_plain_scene(rng, pools) for rng in rngs), number)
 

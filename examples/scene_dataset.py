@@ -18,10 +18,6 @@ MIN_VISIBLE_PIXELS = 16
 """Objects with fewer pixels in the view are background to the loss, but no prompts."""
 LAST_INSTANCE = 255
 """The largest number of an object in an instance map."""
-CLOSE_UP = 128
-"""Samples along each side of a close-up, which shows an object and what is around it."""
-CLOSE_UP_MARGIN = 12
-"""Pixels that a close-up has around an object, besides half of the object's longer side."""
 SCENE_SIDES = (512, 512, 512, 1024)
 """Sides of scenes that are rendered while training, each as likely: most pictures are no sharper
 than half of the model's input."""
@@ -211,8 +207,6 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
         Returns:
             `pixels` (size, size, 3) uint8 and `inside` (2,) the size of what is not padding;
             `truth` (objects, H', W') uint8 coverage of each low-resolution pixel, 255 for all;
-            `windows` (objects, 4) around the objects, float32, left, top, right and bottom edges in
-            pixels of the view, and `near` (objects, S, S), what the objects cover in them;
             `points` (objects, 2) and `boxes` (objects, 4) in pixels of the view, float32.
         """
         rng = np.random.default_rng((self.seed, index))
@@ -243,20 +237,14 @@ class SceneDataset(Dataset[dict[str, np.ndarray]]):
             masks = [*nested, *masks][:count]
         height, width = image.shape[:2]
         pad = ((0, self.options.size - height), (0, self.options.size - width))
-        sample: dict[str, list[Any]] = {
-            name: [] for name in ("truth", "windows", "near", "points", "boxes")
-        }
+        sample: dict[str, list[Any]] = {"truth": [], "points": [], "boxes": []}
         for number, mask in enumerate(np.pad(mask, pad) for mask in masks):
             sample["truth"].append(coverage(mask, self.options.mask_size))
-            left, top, right, bottom = window = _close_up(mask)
-            sample["windows"].append(window)
-            sample["near"].append(coverage(mask[top:bottom, left:right], CLOSE_UP))
             is_around = 0 < number < len(nested)  # of the same click as the part
             sample["points"].append(sample["points"][0] if is_around else _random_point(rng, mask))
             noise = 0.0 if rng.random() < self.options.exact_boxes else self.options.box_noise
             sample["boxes"].append(_noisy_box(rng, mask, noise))
         arrays = {name: np.stack(values) for name, values in sample.items()}
-        arrays["windows"] = arrays["windows"].astype(np.float32)
         inside = np.array([height, width])
         return {"pixels": np.pad(image, (*pad, (0, 0))), "inside": inside, **arrays}
 
@@ -316,15 +304,6 @@ def coverage(mask: np.ndarray, size: int) -> np.ndarray:
     """Share of each of (size, size) larger pixels that a mask covers, uint8, 255 for all."""
     levels = mask.astype(np.uint8) * 255
     return cv2.resize(levels, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _close_up(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom edges of an object's surroundings within the view."""
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    margin = max(width, height) // 2 + CLOSE_UP_MARGIN
-    right, bottom = left + width + margin, top + height + margin
-    edge = mask.shape[0]
-    return max(0, left - margin), max(0, top - margin), min(edge, right), min(edge, bottom)
 
 
 def _random_point(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:

@@ -201,9 +201,8 @@ class Run:
         for block in self.model.image_encoder.blocks:
             block.compile()
         self.model.decode = torch.compile(self.model.decode)  # type: ignore[method-assign]
-        for name in ("loss_of_all_masks", "close_up", "rating_loss", "true_iou"):
-            compiled = torch.compile(getattr(training_loss, name), dynamic=False)
-            setattr(training_loss, name, compiled)
+        for name in ("loss_of_all_masks", "around_objects", "rating_loss", "true_iou"):
+            setattr(training_loss, name, torch.compile(getattr(training_loss, name)))
 
     def load(self, path: Path) -> None:
         """Restores everything that `save` wrote."""

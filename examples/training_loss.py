@@ -22,6 +22,8 @@ from segment_anything_transformers.modeling_segment_anything import SegmentAnyth
 
 DENSE_CHANNELS = 12
 PATCH_SIZE = 16
+NEIGHBOURHOOD = 3.0
+"""What `around_objects` adds to an object's longer side, in pixels of the mask."""
 MOST_CORRECTIONS = 4
 """Clicks after the first prompt. There is room for all of them, so that one compilation serves."""
 QUALITY_WEIGHT = 4.0
@@ -66,29 +68,25 @@ class DenseHead(nn.Module):
         return (FOCAL_WEIGHT * focal + DICE_WEIGHT * dice).mean()
 
 
-def close_up(logits: Tensor, windows: Tensor, size: int) -> Tensor:
-    """Masks around their objects as they look enlarged: bilinear samples, (N, P, K, size, size).
+def around_objects(truth: Tensor, boxes: Tensor) -> Tensor:
+    """The truth near each object, and "not known" (-1) further away than its longer side.
 
-    Beside the whole picture a small object's pixels count for almost nothing. And a mask is judged
-    at the size of the picture, where an object that covers few pixels of the low-resolution mask
-    has an outline between them.
+    Beside the whole picture a small object's pixels count for almost nothing.
 
     Args:
-        logits: (N, P, K, H', W') of the whole view.
-        windows: (N, P, 4), the left, top, right and bottom edges in pixels of the view.
-        size: Samples along each side of a window.
+        truth: (N, P, H', W').
+        boxes: (N, P, 4) in pixels of the view.
     """
-    images, sets, _, height, width = logits.shape
-    view = torch.tensor([width, height], device=logits.device) * (PATCH_SIZE / MASK_UPSCALING)
-    corners = windows.reshape(images * sets, 2, 1, 2) / view * 2.0 - 1.0
-    shares = (torch.arange(size, device=logits.device)[:, None] + 0.5) / size
-    x, y = torch.lerp(corners[:, 0], corners[:, 1], shares).unbind(-1)  # (N P, size) each
-    grid = torch.stack(
-        [x[:, None].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1
+    height, width = truth.shape[2:]
+    left, top, right, bottom = (boxes * MASK_UPSCALING / PATCH_SIZE).unbind(-1)
+    reach = torch.maximum(right - left, bottom - top) + NEIGHBOURHOOD
+    rows = torch.arange(height, device=truth.device)[None, None, :, None] + 0.5
+    columns = torch.arange(width, device=truth.device)[None, None, None] + 0.5
+    left, top, right, bottom = (
+        edge[..., None, None] for edge in (left - reach, top - reach, right + reach, bottom + reach)
     )
-    values = logits.float().flatten(0, 1)
-    samples = F.grid_sample(values, grid, padding_mode="border", align_corners=False)
-    return samples.unflatten(0, (images, sets))
+    near = (rows > top) & (rows < bottom) & (columns > left) & (columns < right)
+    return torch.where(near, truth, -1.0)
 
 
 def true_iou(logits: Tensor, truth: Tensor) -> Tensor:
@@ -136,24 +134,19 @@ def first_prompts(points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor
     return all_points, labels, all_boxes
 
 
-def loss_of_answers(
-    logits: Tensor, scores: Tensor, truth: Tensor, near: Tensor, windows: Tensor
-) -> Tensor:
-    """The paper's loss, the same in a close-up of each object, and the loss of the rating.
+def loss_of_answers(logits: Tensor, scores: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
+    """The paper's loss, the same near the objects, and the loss of the rating.
 
     Args:
         logits: (N, P, 1 + K, H', W').
         scores: (N, P, 1 + K).
         truth: (N, P, H', W') in [0, 1].
-        near: (N, P, S, S), the truth in the windows.
-        windows: (N, P, 4), see `close_up`.
+        boxes: (N, P, 4) of the objects, in pixels of the view.
     """
-    enlarged = close_up(logits, windows, near.shape[-1])
+    near = around_objects(truth, boxes)
     loss = loss_of_all_masks(logits, scores, truth)
-    loss = loss + loss_of_all_masks(enlarged, scores.detach(), near)
-    # The whole shows what is wrong far from the object, the close-up a wrong outline.
-    iou = torch.minimum(true_iou(logits, truth), true_iou(enlarged, near))
-    return loss + rating_loss(scores, iou)
+    loss = loss + loss_of_all_masks(logits, scores.detach(), near)
+    return loss + rating_loss(scores, true_iou(logits, truth))
 
 
 def training_loss(
@@ -180,11 +173,10 @@ def training_loss(
     truth = batch["truth"].float() / 255.0
     embeddings = model.get_image_embeddings(pixels)
     dense_loss = head(embeddings, truth)
-    near = (batch["near"].float() / 255.0).repeat(1, 2, 1, 1)
-    truth, windows = truth.repeat(1, 2, 1, 1), batch["windows"].repeat(1, 2, 1)
+    truth, objects = truth.repeat(1, 2, 1, 1), batch["boxes"].repeat(1, 2, 1)
     prompts = first_prompts(batch["points"], batch["boxes"])
     logits, scores = model.decode(embeddings, *prompts)
-    loss = loss_of_answers(logits, scores, truth, near, windows) + dense_weight * dense_loss
+    loss = loss_of_answers(logits, scores, truth, objects) + dense_weight * dense_loss
     figures = measure(logits.detach(), scores.detach(), truth)
     figures["dense_loss"] = dense_loss.detach()
     if corrections:
@@ -192,7 +184,7 @@ def training_loss(
         answer = best_masks(logits, scores), *prompts, truth
         taken = [values[some] for values in answer]
         corrected = corrected_answers(model, embeddings, corrections, *taken)
-        loss = loss + loss_of_answers(*corrected, truth[some], near[some], windows[some])
+        loss = loss + loss_of_answers(*corrected, truth[some], objects[some])
     return loss, figures
 
 

@@ -414,7 +414,7 @@ def test_plain_scenes_are_made_of_a_folder_of_pools(tmp_path):
     samples = quality.plain_scenes(tmp_path, 3)
     assert [sample.image.shape for sample in samples] == [(512, 512, 3)] * 3
     assert all(sample.masks.any(axis=(1, 2)).all() for sample in samples)
-    with pytest.raises(ValueError, match="the pools have none"):
+    with pytest.raises(ValueError, match="has no photographs"):
         quality.plain_scenes(tmp_path / "empty", 3)
 
 

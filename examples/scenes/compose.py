@@ -84,15 +84,7 @@ def render_plain_scene(rng: Rng, pools: Pools, size: int = 512) -> tuple[Picture
 
     Returns:
         The image, (S, S, 3) uint8 RGB, and the instances, (S, S) uint8, as of `render_scene`.
-
-    Raises:
-        ValueError: There is no photograph.
     """
-    if not len(pools.photographs):
-        raise ValueError(
-            "A plain scene shows things on a photograph, and the pools have none. "
-            "examples/scenes/README.md says which packages bring photographs."
-        )
     image = photo_window(rng, pools.photographs, size, size)
     canvas = Canvas(np.array(image), np.zeros((size, size), np.uint8))
     count = int(rng.integers(1, MAX_PLAIN_OBJECTS + 1))

@@ -17,27 +17,27 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from examples.scenes.compose import render_plain_scene, render_scene
+from examples.scenes.compose import render_scene
 from examples.scenes.pools import Picture, Pools, build_pools
 from examples.scenes.sources import SPLITS
+
+__all__ = ["main", "render_scene", "render_shard"]
 
 SHARD_SCENES = 256
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a scene, its index and the pools apart."""
+    """What decides a scene, its index apart."""
 
     seed: int
     split: str
     size: int
-    plain: bool = False
 
-    def scene(self, index: int, pools: Pools) -> tuple[Picture, Picture]:
-        """A scene and its instance map."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        render = render_plain_scene if self.plain else render_scene
-        return render(rng, pools, self.size)
+
+def scene_rng(recipe: Recipe, index: int) -> np.random.Generator:
+    """The randomness of one scene: a function of seed, split and index alone."""
+    return np.random.default_rng([recipe.seed, SPLITS.index(recipe.split), index])
 
 
 def shard_counts(count: int) -> list[int]:
@@ -57,7 +57,7 @@ def render_shard(shard: int, count: int, recipe: Recipe, folder: Path, pools: Pa
     Args:
         shard: Number of the shard; its first scene has index 256 times that.
         count: Number of scenes in it.
-        recipe: Seed, split, size and kind.
+        recipe: Seed, split and size.
         folder: Where `instances-00000.npy` (n, S, S) and `images-00000.npy` (n, S, S, 3) go.
         pools: Folder of the split's pools.
 
@@ -69,8 +69,8 @@ def render_shard(shard: int, count: int, recipe: Recipe, folder: Path, pools: Pa
     images = np.empty((count, size, size, 3), np.uint8)
     instances = np.empty((count, size, size), np.uint8)
     for position in range(count):
-        index = shard * SHARD_SCENES + position
-        images[position], instances[position] = recipe.scene(index, opened)
+        rng = scene_rng(recipe, shard * SHARD_SCENES + position)
+        images[position], instances[position] = render_scene(rng, opened, size)
     _save(folder / f"instances-{shard:05d}.npy", instances)
     _save(folder / f"images-{shard:05d}.npy", images)
     return count
@@ -90,14 +90,14 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
     """Note the recipe in `scenes.json`, or compare with the one that is there.
 
     Raises:
-        ValueError: If the folder holds scenes of another seed, split, size or kind.
+        ValueError: If the folder holds scenes of another seed, split or size.
     """
     path = folder / "scenes.json"
     wanted = asdict(recipe)
     if not path.is_file():
         path.write_text(json.dumps(wanted) + "\n")
         return
-    found = asdict(Recipe(**json.loads(path.read_text())))
+    found = json.loads(path.read_text())
     if found != wanted:
         raise ValueError(
             f"{folder} holds scenes of {found}, asked for {wanted}; choose another --output"
@@ -126,7 +126,7 @@ def _outlined(image: Picture, instances: Picture) -> Picture:
 def write_preview(path: Path, recipe: Recipe, pools: Path, count: int = 24) -> None:
     """Write a contact sheet of the first scenes to a PNG file."""
     opened = Pools.open(pools)
-    scenes = [recipe.scene(index, opened) for index in range(count)]
+    scenes = [render_scene(scene_rng(recipe, index), opened, recipe.size) for index in range(count)]
     cv2.imwrite(str(path), cv2.cvtColor(outline_sheet(scenes), cv2.COLOR_RGB2BGR))
 
 
@@ -156,7 +156,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=512, help="side of a scene in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0])
-    parser.add_argument("--plain", action="store_true", help="whole things, apart from each other")
     parser.add_argument("--workers", type=int, default=2, help="number of processes")
     parser.add_argument("--pools", type=Path, help="folder of the pools (OUTPUT/../pools)")
     parser.add_argument("--preview", type=Path, help="write a contact sheet here and stop")
@@ -166,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
     options = _parser().parse_args(arguments)
-    recipe = Recipe(options.seed, options.split, options.size, options.plain)
+    recipe = Recipe(options.seed, options.split, options.size)
     pools = (options.pools or options.output.parent / "pools") / options.split
     build_pools(pools, options.split)
     if options.preview:

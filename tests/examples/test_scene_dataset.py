@@ -2,14 +2,11 @@
 
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import pytest
 
 from examples.nested_parts import LARGEST_SHARE, SMALLEST_SHARE, nested_masks
 from examples.scene_dataset import (
-    CLOSE_UP,
-    CLOSE_UP_MARGIN,
     SCENE_SIDES,
     RenderedScenes,
     SceneDataset,
@@ -79,23 +76,6 @@ def test_exact_boxes_touch_their_objects(scenes):
             rows, columns = np.nonzero(truth)
             edges = np.array([columns.min(), rows.min(), columns.max(), rows.max()])
             assert (np.abs(box // 4 - edges) < 1).all()
-
-
-def test_close_ups_show_objects_and_what_is_around_them(scenes):
-    for view in views_of(scenes, 8, objects=2, focus=0.5, exact_boxes=1.0):
-        for truth, near, window, box in zip(
-            *(view[name] for name in ("truth", "near", "windows", "boxes")), strict=True
-        ):
-            left, top, right, bottom = window.astype(int)
-            width, height = box[2:] - box[:2] + 1
-            margin = max(width, height) // 2 + CLOSE_UP_MARGIN
-            assert np.array_equal(window[:2], np.maximum(box[:2] - margin, 0))
-            assert np.array_equal(window[2:], np.minimum(box[2:] + 1 + margin, SIDE))
-            enlarged = cv2.resize(truth, (SIDE, SIDE))[top:bottom, left:right]
-            enlarged = cv2.resize(enlarged, (CLOSE_UP, CLOSE_UP)) > 127
-            both = np.count_nonzero(enlarged & (near > 127))
-            assert both > 0.9 * np.count_nonzero(enlarged | (near > 127))
-            assert near.shape == (CLOSE_UP, CLOSE_UP)
 
 
 def test_noisy_boxes_do_not(scenes):

@@ -244,23 +244,6 @@ def test_render_writes_resumable_shards(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match=r"'seed': 2.*'seed': 3.*choose another --output"):
         render.main([*command[:-4], "--seed", "3", "--workers", "1"])
-    with pytest.raises(ValueError, match=r"'plain': False.*'plain': True"):
-        render.main([*command, "--plain"])
-
-
-def test_plain_scenes_are_rendered_where_there_are_photographs(tmp_path, monkeypatch, pools):
-    monkeypatch.setattr(render, "build_pools", lambda folder, split: None)
-    monkeypatch.setattr(Pools, "open", lambda folder: pools)
-    command = f"--output {tmp_path} --count 3 --size 64 --plain --workers 1".split()
-    render.main(command)
-    images, instances = (np.load(tmp_path / f"{kind}-00000.npy") for kind in KINDS)
-    recipe = render.Recipe(seed=0, split="train", size=64, plain=True)
-    expected = compose.render_plain_scene(np.random.default_rng([0, 0, 2]), pools, 64)
-    for scene in ((images[2], instances[2]), recipe.scene(2, pools)):
-        np.testing.assert_array_equal(scene[0], expected[0])
-        np.testing.assert_array_equal(scene[1], expected[1])
-    with pytest.raises(ValueError, match="the pools have none"):
-        recipe.scene(2, Pools.empty())
 
 
 KINDS = ("images", "instances")

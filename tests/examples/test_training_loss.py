@@ -10,8 +10,7 @@ from examples.training_loss import (
     MOST_CORRECTIONS,
     QUALITY_WEIGHT,
     DenseHead,
-    close_up,
-    loss_of_answers,
+    around_objects,
     rating_loss,
     training_loss,
     true_iou,
@@ -24,7 +23,6 @@ SIDE, MASK_SIDE = 64, 16
 OBJECTS = np.zeros((1, 2, MASK_SIDE, MASK_SIDE), bool)
 OBJECTS[0, 0, 2:9, 3:7] = True
 OBJECTS[0, 1, 10:14, 8:15] = True
-WINDOWS = [[4, 0, 44, 60], [16, 24, 64, 64]]
 
 
 class Scripted(nn.Module):
@@ -55,8 +53,6 @@ def batch():
         "truth": OBJECTS.astype(np.uint8) * 255,
         "points": np.array([[[20.0, 20.0], [40.0, 50.0]]], np.float32),
         "boxes": np.array([boxes], np.float32),
-        "windows": np.array([WINDOWS], np.float32),
-        "near": np.zeros((1, 2, 8, 8), np.uint8),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -96,54 +92,14 @@ def test_without_corrections_everything_is_decoded_once(batch):
     assert len(model.asked) == 1
 
 
-def test_a_close_up_is_a_part_of_the_enlarged_mask():
-    logits = torch.randn(1, 2, 3, MASK_SIDE, MASK_SIDE)
-    windows = torch.tensor([[[0.0, 0.0, 32.0, 32.0], [24.0, 32.0, 56.0, 64.0]]])
-    near = close_up(logits, windows, 32)
-    enlarged = torch.nn.functional.interpolate(
-        logits[0], (SIDE, SIDE), mode="bilinear", align_corners=False
-    )
-    torch.testing.assert_close(near[0, 0], enlarged[0, :, :32, :32])
-    torch.testing.assert_close(near[0, 1], enlarged[1, :, 32:, 24:56])
-
-
-def test_outlines_between_the_pixels_of_a_mask_are_learnt():
-    # An object 6 pixels wide, which the mask's pixels of 4 cover in part.
-    truth, near = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 16, 16)
-    near[..., 6:12] = 1.0
-    truth[..., 1], truth[..., 2] = 0.5, 1.0
-    windows = torch.tensor([[[0.0, 0.0, 16.0, 16.0]]])
-    logits = torch.zeros(1, 1, 4, 4, 4, requires_grad=True)
-    scores = torch.zeros(1, 1, 4)
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(300):
-        optimizer.zero_grad()
-        loss_of_answers(logits, scores, truth, near, windows).backward()
-        optimizer.step()
-    outline = close_up(logits, windows, 16)[0, 0, 0] > 0
-    assert torch.equal(outline, near[0, 0] > 0)
-
-
-def test_a_mask_is_rated_by_the_worse_of_both_views():
-    truth, near = torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
-    truth[..., :2, :2] = 1.0
-    logits = torch.full((1, 1, 4, 8, 8), -5.0)
-    logits[..., :2, :2] = 5.0
-    windows = torch.tensor([[[0.0, 0.0, 4.0, 4.0]]])  # inside the object, as its truth is
-    scores = torch.full((1, 1, 4), 0.5, requires_grad=True)
-
-    def wanted(logits):
-        loss_of_answers(logits, scores, truth, near, windows).backward()
-        gradient, scores.grad = scores.grad, None
-        return -gradient.sign()[0, 0, 0]
-
-    assert wanted(logits) == 1  # right in both
-    far = logits.clone()
-    far[..., 4:, :] = 5.0
-    assert wanted(far) == -1
-    rough = logits.clone()
-    rough[..., 0, 0] = -50.0
-    assert wanted(rough) == -1
+def test_the_neighbourhood_of_an_object_is_known():
+    truth = torch.zeros(1, 1, MASK_SIDE, MASK_SIDE)
+    truth[0, 0, 5:7, 6:8] = 1.0
+    near = around_objects(truth, torch.tensor([[[24.0, 20.0, 32.0, 28.0]]]))
+    # 2 pixels of the mask long: 2 + 3 more on each side are known.
+    expected = torch.full_like(truth, -1.0)
+    expected[0, 0, 0:12, 1:13] = truth[0, 0, 0:12, 1:13]
+    assert torch.equal(near, expected)
 
 
 def three_masks(*scores):
