@@ -10,6 +10,9 @@ inside and further ones where the mask is wrong; a mask is compared at the size 
 runs on the photographs alone: scenes have objects that no grid of clicks meets. Some photographs
 were backgrounds of scenes to learn from; objects in the other ones have figures of their own.
 
+All of it but everything mode is measured once more with the predictor zoomed: to the object's box,
+or to the mask that the first click finds, where the click is answered again.
+
 Plain scenes show the things of the pools as well, but whole, apart from each other, and without
 what else makes scenes hard.
 
@@ -54,7 +57,9 @@ SIZES = {
     "5% to 20%": (0.05, 0.2),
     "over 20%": (0.2, np.inf),
 }
-HELD_OUT, PLAIN = "held-out scenes", "plain scenes"
+HELD_OUT, PLAIN, PHOTOGRAPHED = "held-out scenes", "plain scenes", "photographs"
+ZOOMED = "{}, zoomed"
+"""Of the same pictures, when the predictor looks at each object more closely."""
 NEW = "in new pictures"
 """Of the photographs those that no scene to learn from had in its background."""
 
@@ -254,6 +259,12 @@ def section(results: dict[str, Any]) -> str:
             "without shadows, blur, noise, clutter, or the colours of what is around.",
             "",
         ]
+    if ZOOMED.format(PHOTOGRAPHED) in results:
+        lines += [
+            "Zoomed, the predictor looks at each object more closely (`SAMPredictor.zoom`): around",
+            "its box, and around the mask that its first click finds.",
+            "",
+        ]
     lines += [
         f"The row `{NEW}` is of photographs that no scene to learn from had in its background.",
         "",
@@ -301,22 +312,26 @@ def main() -> None:
     }
     thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     progress = partial(tqdm, unit="picture")
-    others: dict[str, Answer] = {"filled box": filled_box}
     rendered: dict[str, list[Sample]] = {}
     for title, folder, source in (
         (HELD_OUT, options.scenes, scenes),
         (PLAIN, options.pools, plain_scenes),
     ):
         if folder:
-            rendered[title] = samples = source(folder, options.count)
-            evaluation = evaluate(predictor, samples, CLICKS, progress=progress)
-            results[title] = summarise(samples, evaluation, others)
-            results[CORRELATION][title] = evaluation.rating_correlation
-    samples = photographs()
-    evaluation = evaluate(predictor, samples, CLICKS, thresholds, progress=progress)
-    others["GrabCut"] = grab_cut
-    results["photographs"] = summarise(samples, evaluation, others, is_new)
-    results[CORRELATION]["photographs"] = evaluation.rating_correlation
+            rendered[title] = source(folder, options.count)
+    for title, samples in [*rendered.items(), (PHOTOGRAPHED, photographs())]:
+        is_photograph = title == PHOTOGRAPHED
+        found = thresholds if is_photograph else None
+        answers: dict[str, Answer] = {"filled box": filled_box}
+        if is_photograph:
+            answers["GrabCut"] = grab_cut
+        new = is_new if is_photograph else None
+        measured = evaluate(predictor, samples, CLICKS, found, progress=progress)
+        results[title] = summarise(samples, measured, answers, new)
+        results[CORRELATION][title] = measured.rating_correlation
+        closely = evaluate(predictor, samples, CLICKS, progress=progress, zoom=True)
+        results[ZOOMED.format(title)] = summarise(samples, closely, {}, new)
+        results[CORRELATION][ZOOMED.format(title)] = closely.rating_correlation
     for title in results[CORRELATION]:
         show(f"Mean IoU, {title}", results[title])
     if HELD_OUT in rendered:

@@ -87,7 +87,10 @@ class FakeBackend:
 
 
 class ColourBackend(FakeBackend):
-    """Finds what has the colour of the click; rates black low. Its embedding is a small image."""
+    """Finds what has the colour of the click, or of the box's first corner; rates black low.
+
+    Its embedding is a small image.
+    """
 
     def encode_images(self, pixel_values):
         self.encoded.append(pixel_values)
@@ -100,6 +103,7 @@ class ColourBackend(FakeBackend):
 
     def decode(self, image_embeddings, points, labels, boxes, masks, multimask_output):
         [image] = image_embeddings
+        points = boxes[..., :2] if points is None else points
         steps = np.array(self.config.input_size[::-1]) / image.shape[:0:-1]
         x, y = (points[:, 0] // steps).astype(int).T
         colours = image[:, y, x]  # (C, P)

@@ -21,6 +21,8 @@ from segment_anything_transformers.cli_files import write_atomically
 from segment_anything_transformers.cli_models import load_model
 from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.mask_ops import rle_to_mask
+from segment_anything_transformers.object_masks import zoom_to_object
+from segment_anything_transformers.predictor_prompts import sure_logits
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
@@ -154,6 +156,31 @@ def test_a_rough_mask_is_a_prompt(run, photo, tmp_path, model, image):
     content = results(tmp_path / "segmented", "photo")
     np.testing.assert_array_equal(rle_to_mask(content["masks"][0]["segmentation"]), expected)
     assert content["prompts"] == {"mask": "rough.png"}
+
+
+@pytest.mark.parametrize("prompt", ["box", "point", "mask"])
+def test_zoom_looks_at_the_object_once_more(run, photo, tmp_path, model, image, prompt):
+    rough = np.zeros((HEIGHT, WIDTH), bool)
+    rough[10:30, 20:40] = True
+    Image.fromarray(rough).save("rough.png")
+    predictor = SAMPredictor(model)
+    predictor.set_image(image)
+    given = {}
+    if prompt == "box":
+        option, given["boxes"] = "--box 20,10,40,30", np.array([[20, 10, 40, 30]])
+        predictor.zoom([20, 10, 40, 30])
+    elif prompt == "point":
+        option, given["points"] = "--point 30,20", np.array([[30, 20]])
+        zoom_to_object(predictor, given)
+    else:
+        option, logits = "--mask rough.png", sure_logits(rough)[None]
+        zoom_to_object(predictor, {"masks": predictor.preprocess_masks(logits)})
+        given["masks"] = predictor.preprocess_masks(logits)
+    assert run(f"predict photo.png {option} --zoom --multimask")[0] == 0
+    expected, scores, _ = predictor(**given)
+    found = results(tmp_path / "segmented", "photo")["masks"]
+    for record, index in zip(found, np.argsort(-scores, kind="stable"), strict=True):
+        np.testing.assert_array_equal(rle_to_mask(record["segmentation"]), expected[index])
 
 
 def test_generate_writes_what_the_generator_finds(run, photo, tmp_path, model, image):

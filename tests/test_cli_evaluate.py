@@ -7,15 +7,16 @@ from segment_anything_transformers.cli_files import image_size
 from tests.sample_folders import write_coco
 
 
-def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path):
+@pytest.mark.parametrize("zoom", [False, True])
+def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path, zoom):
     code, out, err = run_on_data(
-        "evaluate data --clicks 1,3 --max-images 2 --points-per-side 2 -o out -q"
+        "evaluate data --clicks 1,3 --max-images 2 --points-per-side 2 -o out -q" + " --zoom" * zoom
     )
     assert (code, out, err) == (0, "", "")
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (content["model"], content["data"]) == ("tiny", "data")
     expected = evaluate(
-        SegmentAnythingModel.from_pretrained("tiny"), load_samples("data")[:2], [1, 3]
+        SegmentAnythingModel.from_pretrained("tiny"), load_samples("data")[:2], [1, 3], zoom=zoom
     )
     assert content["means"] == expected.means()
     assert [row["image"] for row in content["objects"]] == ["0.png", "0.png", "1.png", "1.png"]

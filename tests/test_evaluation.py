@@ -9,7 +9,8 @@ from segment_anything_transformers.evaluation_report import draw_worst, quality_
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
 from segment_anything_transformers.predictor import SAMPredictor
 from segment_anything_transformers.samples import AnnotationError, Sample, Samples
-from tests.fake_backend import FakeBackend, small_config
+from segment_anything_transformers.zoom import MARGIN, Region
+from tests.fake_backend import ColourBackend, FakeBackend, small_config
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model
 
@@ -110,6 +111,33 @@ def test_boxes_are_those_of_the_true_masks(sample):
     np.testing.assert_array_equal(rle_to_mask(quality.box_mask), high(THREE[0, 0]))
     expected = [(0.3, 0.25), (0.3, 0.25), (0.9, 0.5), (0.6, 1.0), (0.3, 1.0), (0.9, 1.0), (0.6, 1)]
     np.testing.assert_allclose(quality.ratings, expected, rtol=1e-6)
+
+
+class Watched(SAMPredictor):
+    """Notes the part of the image that each question is asked about, and whether with a mask."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.seen = []
+
+    def __call__(self, *given, **prompts):
+        self.seen.append((self.region, prompts.get("masks") is not None))
+        return super().__call__(*given, **prompts)
+
+
+def test_zoomed_each_object_is_seen_closely():
+    image = np.zeros((*SIZE_HW, 3), np.uint8)
+    image[8:16, 8:16], image[40:44, 40:44] = 255, 128
+    object_in_two = np.zeros((1, *SIZE_HW), bool)
+    object_in_two[0, 8:16, 8:16] = object_in_two[0, 40:44, 40:44] = True
+    predictor = Watched(ColourBackend(small_config(input_size=SIZE_HW)))
+    result = evaluate(predictor, [Sample("a", image, object_in_two)], (1, 2), zoom=True)
+    whole = (0, 0, *SIZE_HW)
+    # Box twice; a click on the whole, then on what it found; then one on what that leaves out.
+    first = Region.around(np.array([8, 8, 15, 15]), SIZE_HW, MARGIN)
+    assert predictor.seen == [(whole, False)] * 3 + [(first, False), (whole, True)]
+    assert predictor.region == whole
+    assert result.objects[0].figures["click_1"] == pytest.approx(64 / 80, abs=0.2)  # of one of two
 
 
 def test_unknown_pixels_do_not_count(sample):

@@ -34,9 +34,6 @@ from .cli_models import compile_encoder, load_model, print_models
 DEMO_IMAGE = "coffee.jpg"
 DEMO_POINT = (372.0, 285.0)
 
-_ROUGH_MASK_LOGIT = 8.0
-"""Logit of a pixel in a mask that the user draws: as sure as the model is of its own masks."""
-
 Records = list[dict[str, Any]]
 
 
@@ -89,7 +86,9 @@ def _predict(args: argparse.Namespace) -> int:
             )
 
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:
-        return lambda image: _one_object(model, image, prompts, rough_mask, args.multimask)
+        return lambda image: _one_object(
+            model, image, prompts, rough_mask, args.multimask, args.zoom
+        )
 
     return _segment_images(args, check, segmenter, {"prompts": prompts}, n_drawn=1)
 
@@ -127,20 +126,27 @@ def _one_object(
     prompts: dict[str, Any],
     rough_mask: np.ndarray | None,
     keep_all: bool,
+    zoom: bool,
 ) -> Records:
     """Records of the masks that the prompts mean, the best first."""
-    from .object_masks import mask_records, segment_object
+    from .object_masks import mask_records, segment_object, zoom_to_object
     from .predictor import SAMPredictor
+    from .predictor_prompts import sure_logits
 
     predictor = SAMPredictor(model)
     predictor.set_image(image)
     given: dict[str, Any] = {
         name: np.array(values) for name, values in prompts.items() if name != "mask"
     }
-    if rough_mask is not None:
-        logits = np.where(rough_mask, _ROUGH_MASK_LOGIT, -_ROUGH_MASK_LOGIT).astype(np.float32)
-        given["masks"] = predictor.preprocess_masks(logits[None])
-    return mask_records(*segment_object(predictor, given, keep_all))
+
+    def with_mask() -> dict[str, Any]:
+        if rough_mask is None:
+            return given
+        return {**given, "masks": predictor.preprocess_masks(sure_logits(rough_mask)[None])}
+
+    if zoom:
+        zoom_to_object(predictor, with_mask())
+    return mask_records(*segment_object(predictor, with_mask(), keep_all))
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -169,7 +175,8 @@ def _demo(args: argparse.Namespace) -> int:
         if not args.points:
             width, height = image_size(args.images[0])
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
-        args.negatives, args.boxes, args.mask, args.multimask = [], [], None, False
+        args.negatives, args.boxes, args.mask = [], [], None
+        args.multimask = args.zoom = False
         return _predict(args)
 
 

@@ -190,6 +190,11 @@ def _add_predict(commands: Any) -> None:
         action="store_true",
         help="keep all masks that the model can mean (part, object, group), the best first",
     )
+    prompts.add_argument(
+        "--zoom",
+        action="store_true",
+        help="look at the object once more, in a part of the image: finer outlines, small objects",
+    )
     _add_common(parser)
 
 

@@ -61,6 +61,11 @@ def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
         "--everything", action="store_true", help="measure everything mode too, which takes longer"
     )
     parser.add_argument(
+        "--zoom",
+        action="store_true",
+        help="look at each object more closely, in a part of the image; everything mode does not",
+    )
+    parser.add_argument(
         "--points-per-side",
         type=int,
         default=32,
@@ -99,7 +104,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
         return tqdm(items, total=len(samples), unit="image", disable=args.quiet)
 
     with usage_errors():
-        result = evaluate(model, samples, clicks, everything, faults_asked(args), progress)
+        result = evaluate(
+            model, samples, clicks, everything, faults_asked(args), progress, args.zoom
+        )
     result.save(folder / "evaluation.json", model=args.model, data=args.data)
     picture = BytesIO()
     draw_worst(result, samples).save(picture, "PNG")

@@ -16,6 +16,7 @@ import numpy as np
 from .mask_generator import SAMAutomaticMaskGenerator
 from .mask_ops import RLE, masks_to_boxes, masks_to_rles, rle_to_coco
 from .predictor import SAMPredictor
+from .predictor_prompts import FOREGROUND, sure_logits
 from .quality_measures import (
     boundary_iou,
     masks_iou,
@@ -24,6 +25,7 @@ from .quality_measures import (
     rank_correlation,
 )
 from .samples import Faults, Sample, without_faults
+from .zoom import box_around
 
 CLICKS = (1, 2, 3, 5, 8)
 PROPOSALS = (10, 100, 1000)
@@ -142,6 +144,7 @@ def evaluate(
     everything: dict[str, Any] | None = None,
     faults: Faults = "refuse",
     progress: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+    zoom: bool = False,
 ) -> Evaluation:
     """Measures a model's masks on every object of the samples.
 
@@ -153,6 +156,9 @@ def evaluate(
             dictionary for its defaults; None leaves it out, which saves most of the time.
         faults: Whether faulty samples are skipped, or refused when they are met.
         progress: Passes the samples on, such as `tqdm`.
+        zoom: Whether each object is looked at more closely, see `SAMPredictor.zoom`: around its
+            box, and around the mask that its first click finds in the whole image, where the same
+            click is then answered again. Everything mode does without.
 
     Raises:
         AnnotationError: A sample is faulty and not to be skipped.
@@ -171,7 +177,7 @@ def evaluate(
     skipped: list[str] = []
     objects = []
     for sample in progress(without_faults(samples, faults, skipped)):
-        objects += _qualities_of(predictor, generator, sample, clicks)
+        objects += _qualities_of(predictor, generator, sample, clicks, zoom)
     if not objects:
         raise ValueError(f"There is no sample to evaluate. Faults: {'; '.join(skipped) or 'none'}.")
     return Evaluation(objects, skipped)
@@ -182,6 +188,7 @@ def _qualities_of(
     generator: SAMAutomaticMaskGenerator | None,
     sample: Sample,
     clicks: list[int],
+    zoom: bool,
 ) -> list[ObjectQuality]:
     known = None if sample.ignored is None else ~sample.ignored
     recalls = _recalls(generator, sample, known)  # first: the generator sets images of its own
@@ -191,8 +198,16 @@ def _qualities_of(
         truth = sample.masks[start : start + _OBJECTS_AT_ONCE]
         boxes = masks_to_boxes(truth)
         trials = [_Trial(mask, known) for mask in truth]
-        box_masks = _answer_boxes(predictor, boxes, trials)
-        _answer_clicks(predictor, trials, clicks)
+        if zoom:
+            box_masks = np.concatenate(
+                [
+                    _answer_closely(predictor, box, trial, clicks)
+                    for box, trial in zip(boxes, trials, strict=True)
+                ]
+            )
+        else:
+            box_masks = _answer_boxes(predictor, boxes, trials)
+            _answer_clicks(predictor, trials, clicks)
         rows = zip(trials, boxes, masks_to_rles(box_masks), strict=True)
         for number, (trial, box, rle) in enumerate(rows, start):
             figures = {**trial.figures, **recalls[number]}
@@ -230,6 +245,10 @@ class _Trial:
             self.labels.append(click[1])
         return click is not None
 
+    def box_around(self, mask: np.ndarray) -> np.ndarray:
+        """The box (4,) of a mask and of the clicks on the object."""
+        return box_around(np.array(self.points)[np.array(self.labels) == FOREGROUND], mask)
+
     def iou(self, masks: np.ndarray) -> np.ndarray:
         return masks_iou(masks, self.truth, self.known)
 
@@ -258,13 +277,47 @@ def _answer_boxes(predictor: SAMPredictor, boxes: np.ndarray, trials: list[_Tria
     return single[:, 0]
 
 
-def _answer_clicks(predictor: SAMPredictor, trials: list[_Trial], clicks: list[int]) -> None:
-    """Clicks at each object until the last number of clicks, and notes the figures."""
+def _answer_closely(
+    predictor: SAMPredictor, box: np.ndarray, trial: _Trial, clicks: list[int]
+) -> np.ndarray:
+    """As `_answer_boxes` and `_answer_clicks` for one object, zooming to it."""
+    predictor.zoom(box)
+    box_masks = _answer_boxes(predictor, box[None], [trial])
+    _answer_clicks(predictor, [trial], clicks, look=lambda: _look_closely(predictor, trial))
+    predictor.zoom(None)
+    return box_masks
+
+
+def _look_closely(predictor: SAMPredictor, trial: _Trial) -> None:
+    """Zooms to what the first click means, and further out where a later click lies beyond it."""
+    if len(trial.points) == 1:
+        predictor.zoom(None)
+        masks, scores, _ = predictor(points=np.array(trial.points))
+        predictor.zoom(trial.box_around(masks[scores.argmax()]))
+        return
+    left, top, right, bottom = predictor.region
+    x, y = trial.points[-1]
+    if trial.labels[-1] and not (left <= x < right and top <= y < bottom):
+        predictor.zoom(trial.box_around(trial.mask))
+        trial.logits = predictor.preprocess_masks(sure_logits(trial.mask)[None])
+
+
+def _answer_clicks(
+    predictor: SAMPredictor,
+    trials: list[_Trial],
+    clicks: list[int],
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Clicks at each object until the last number of clicks, and notes the figures.
+
+    After each click `look` may change what the predictor sees.
+    """
     active = trials
     for count in range(1, clicks[-1] + 1):
         # Who has nothing left to correct stops clicking, and keeps the mask.
         active = [trial for trial in active if trial.click()]
         if active:
+            look()
             _answer_click(predictor, active, is_first=count == 1)
         if count in clicks:
             for trial in trials:

@@ -6,6 +6,8 @@ import numpy as np
 
 from .mask_ops import masks_to_boxes, masks_to_rles, rle_to_coco
 from .predictor import SAMPredictor
+from .predictor_prompts import FOREGROUND
+from .zoom import box_around
 
 Record = dict[str, Any]
 
@@ -31,6 +33,24 @@ def segment_object(
     masks, scores, _ = predictor(**prompts, multimask_output=keep_all or is_ambiguous)
     order = np.argsort(-scores, kind="stable")[: None if keep_all else 1]
     return masks[order], scores[order]
+
+
+def zoom_to_object(predictor: SAMPredictor, prompts: dict[str, Any]) -> None:
+    """Zooms to the boxes, or to the mask that is found in the whole image, and to its points.
+
+    Args:
+        predictor: Its image is set, and not zoomed.
+        prompts: As for `segment_object`.
+    """
+    points = np.asarray(prompts.get("points", np.zeros((0, 2))))
+    labels = np.asarray(prompts.get("labels", np.full(len(points), FOREGROUND)))
+    corners = np.asarray(prompts.get("boxes", np.zeros((0, 4)))).reshape(-1, 2)
+    mask = None
+    if not len(corners):
+        [mask], _ = segment_object(predictor, prompts)
+    points = np.concatenate([points[labels == FOREGROUND], corners])
+    if len(points) or (mask is not None and mask.any()):
+        predictor.zoom(box_around(points, mask))
 
 
 def mask_records(masks: np.ndarray, scores: np.ndarray) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -13,8 +13,10 @@ from PIL import Image
 from .backends import GoodMasks, backend_for
 from .image_arrays import read_image
 from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
+from .mask_ops import masks_to_boxes
 from .mask_upscaling import MaskUpscaler
 from .predictor_prompts import FOREGROUND, checked_masks, checked_prompts
+from .zoom import MARGIN, OUTSIDE_LOGIT, Region
 
 Preprocessing = Callable[[np.ndarray], np.ndarray]
 
@@ -46,6 +48,11 @@ class SAMPredictor:
         masks, scores, logits = predictor(points=np.array([[120, 80]]))
         best = scores.argmax()
         masks, scores, logits = predictor(points=more_points, masks=logits[best][None])
+
+    A small object is found in more detail in a part of the image, see `zoom`:
+
+        predictor.zoom(masks[best])
+        masks, scores, logits = predictor(points=np.array([[120, 80]]))
 
     Args:
         model: A `SegmentAnythingModel` of either framework. It stays on its device and in its
@@ -83,23 +90,26 @@ class SAMPredictor:
 
     def clear_image(self) -> None:
         """Unsets the image and forgets the embedding."""
-        self._image_embeddings: Any = None
-        self._resizer: ImageResizer | None = None
+        self._pixels: np.ndarray | None = None
+        self._whole: EncodedImage | None = None
+        self._seen: EncodedImage | None = None  # all of the image, or the part zoomed to
+        self._region: Region | None = None
 
     @property
     def is_image_set(self) -> bool:
         """Whether there is an image to ask about."""
-        return self._image_embeddings is not None
+        return self._seen is not None
 
     @property
     def image_embeddings(self) -> Any:
-        """The image's embeddings (1, D, H'', W''), a tensor of the model's framework.
+        """The embeddings (1, D, H'', W'') of the image, or of the part that it is zoomed to.
+
+        A tensor of the model's framework.
 
         Raises:
             RuntimeError: If no image is set.
         """
-        self._require_image()
-        return self._image_embeddings
+        return self._require_image().image_embeddings
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -108,7 +118,20 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        return self._require_image().src_size
+        self._require_image()
+        return cast(EncodedImage, self._whole).resizer.src_size
+
+    @property
+    def region(self) -> Region:
+        """The part of the image that prompts are answered from, in pixels.
+
+        A tuple of left, top, right and bottom, the last two exclusive; all of it unless `zoom`
+        changed that.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        return self._region or Region.whole(self.original_size)
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
         """Calculates and keeps the embedding of an image, in place of an earlier one.
@@ -126,6 +149,45 @@ class SAMPredictor:
         self.clear_image()
         [encoded] = self.encode([self.prepare(pixels)])
         self.set_encoded(encoded)
+        self._pixels = pixels
+
+    def zoom(self, target: np.ndarray | Sequence[float] | None, margin: float = MARGIN) -> None:
+        """Looks at a part of the image more closely: the part is encoded, as large as will fit.
+
+        The prompts that follow are answered from it alone, with outlines as fine as there. Prompts
+        and masks stay in pixels of the whole image; beyond the part a mask is empty. The
+        low-resolution logits are those of the part: pass logits of another part, or of the whole
+        image, through `preprocess_masks` at full size.
+
+        Args:
+            target: What is to be seen: a box (4,) of left, top, right and bottom, or a boolean mask
+                (H0, W0), such as one that a click found. None for all of the image, which stays
+                encoded.
+            margin: How much to show on each side of it, over its longer side.
+
+        Raises:
+            RuntimeError: If no image is set, or only its embedding is.
+            TypeError: If the mask is not boolean.
+            ValueError: If the mask has another size than the image, or is empty, the box is not in
+                the image, or the margin is negative.
+        """
+        size_hw = self.original_size
+        if target is None:
+            self._seen, self._region = self._whole, None
+            return
+        if not margin >= 0:
+            raise ValueError(f"margin must be 0 or more, got {margin}.")
+        region = Region.around(_checked_target(np.asarray(target), size_hw), size_hw, margin)
+        if region == self.region:
+            return
+        if region == Region.whole(size_hw):
+            self.zoom(None)
+            return
+        if self._pixels is None:
+            raise RuntimeError("Only the image's embedding is set. Call set_image(image) to zoom.")
+        rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
+        [self._seen] = self.encode([self.prepare(self._pixels[rows, columns])])
+        self._region = region
 
     def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """The image, checked, as an (H0, W0, C) array of uint8, uint16 or float32.
@@ -165,8 +227,9 @@ class SAMPredictor:
         ]
 
     def set_encoded(self, image: EncodedImage) -> None:
-        """Takes the image in place of an earlier one."""
-        self._image_embeddings, self._resizer = image
+        """Takes the image in place of an earlier one. It cannot be zoomed."""
+        self.clear_image()
+        self._whole = self._seen = image
 
     def __call__(
         self,
@@ -224,14 +287,16 @@ class SAMPredictor:
         Returns:
             Logits (K, H', W') or (N, K, H', W'), scores (K,) or (N, K), float32.
         """
-        resizer = self._require_image()
+        embeddings, resizer = self._require_image()
         prompts = checked_prompts(points, labels, boxes, masks, self.config.mask_size())
+        if self._region:
+            prompts = prompts.within(self._region)
         if prompts.count == 0:
             n_masks = self.config.nb_multimask_outputs if multimask_output else 1
             empty = np.zeros((0, n_masks, *self.config.mask_size()), np.float32)
             return empty, empty[..., 0, 0]
         mask_logits, scores = self.backend.decode(
-            self._image_embeddings,
+            embeddings,
             None if prompts.points is None else resizer.scale_points(prompts.points),
             prompts.labels,
             None if prompts.boxes is None else resizer.scale_boxes(prompts.boxes),
@@ -249,15 +314,15 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        resizer = self._require_image()
+        embeddings, resizer = self._require_image()
         labels = np.full(points.shape[:-1], FOREGROUND, np.int64)
-        points = resizer.scale_points(points)
-        return self.backend.decode_above(self._image_embeddings, points, labels, iou_threshold)
+        points = resizer.scale_points(points - np.array(self.region[:2]))
+        return self.backend.decode_above(embeddings, points, labels, iou_threshold)
 
     def upscale(self, mask_logits: np.ndarray) -> np.ndarray:
-        """Low-resolution logits (n, H', W') brought to the original size, (n, H0, W0) float32.
+        """Low-resolution logits (n, H', W') brought to the size of `region`, float32.
 
-        The memory of the result runs down the columns.
+        That is (n, H0, W0) unless it is zoomed. The memory of the result runs down the columns.
 
         Raises:
             RuntimeError: If no image is set.
@@ -265,12 +330,12 @@ class SAMPredictor:
         return self.mask_upscaler().whole(mask_logits)
 
     def mask_upscaler(self) -> MaskUpscaler:
-        """What brings low-resolution logits of the current image to its original size.
+        """What brings low-resolution logits to the size of `region`, the image's own as a rule.
 
         Raises:
             RuntimeError: If no image is set.
         """
-        resizer = self._require_image()
+        resizer = self._require_image().resizer
         return MaskUpscaler(
             self.config.mask_size(), resizer.dst_size, resizer.rescaled_size, resizer.src_size
         )
@@ -289,35 +354,61 @@ class SAMPredictor:
             TypeError: If the mask is boolean.
             ValueError: If its size is not that of the image.
         """
-        resizer = self._require_image()
-        mask = checked_masks("mask", mask, resizer.src_size, "the image")
+        resizer = self._require_image().resizer
+        mask = checked_masks("mask", mask, self.original_size, "the image")
+        mask = self.region.of(mask)
         padded = resizer.pad_image(
             resizer.scale_image(mask, channels_last=False), channels_last=False
         )
         return ImageResizer.scale_to_size(padded, self.config.mask_size(), channels_last=False)
 
-    def _require_image(self) -> ImageResizer:
-        if self._resizer is None:
+    def _require_image(self) -> EncodedImage:
+        if self._seen is None:
             raise RuntimeError("No image is set. Call set_image(image) first.")
-        return self._resizer
+        return self._seen
 
     def _at_original_size(self, mask_logits: np.ndarray, return_logits: bool) -> np.ndarray:
         """Masks or logits; of masks, the floats of no more than one exist at a time."""
-        upscaler = self.mask_upscaler()
+        upscaler, region = self.mask_upscaler(), self.region
         shape = (*mask_logits.shape[:-2], *self.original_size)
         if return_logits:
-            results = np.empty(shape, np.float32)
+            results = np.full(shape, OUTSIDE_LOGIT, np.float32)
             for index in np.ndindex(shape[:-3]):
-                results[index] = upscaler.whole(mask_logits[index])
+                region.of(results[index])[:] = upscaler.whole(mask_logits[index])
             return results
         masks, threshold = np.zeros(shape, bool), self.config.mask_threshold
 
         def fill(index: tuple[int, ...]) -> None:
-            upscaler.mask(mask_logits[index], threshold, masks[index])
+            upscaler.mask(mask_logits[index], threshold, region.of(masks[index]))
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             [*threads.map(fill, np.ndindex(shape[:-2]))]
         return masks
+
+
+def _checked_target(target: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """The box (4,) that `zoom` is to show, of a box or of a mask."""
+    if target.ndim == 2:
+        if target.dtype != bool:
+            raise TypeError(f"A mask to zoom to must be boolean, got dtype {target.dtype}.")
+        if target.shape != size_hw or not target.any():
+            raise ValueError(
+                f"A mask to zoom to must have the image's size {size_hw} and show something, got "
+                f"{target.shape} with {np.count_nonzero(target)} pixels."
+            )
+        return masks_to_boxes(target)
+    height, width = size_hw
+    is_box = target.shape == (4,) and bool(np.isfinite(target).all())
+    if is_box:
+        left, top, right, bottom = target
+        is_box = left <= right and top <= bottom
+        is_box = is_box and left < width and top < height and right >= 0 and bottom >= 0
+    if not is_box:
+        raise ValueError(
+            "Zoom to a box (left, top, right, bottom) in the image of height and width "
+            f"{size_hw}, or to a mask of that size; got {target.tolist()}."
+        )
+    return target.clip(0, [width - 1, height - 1, width - 1, height - 1])
 
 
 def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .image_arrays import to_numpy
+from .zoom import Region
 
 FOREGROUND, BACKGROUND, NOT_A_POINT = 1, 0, -1
+SURE_LOGIT = 8.0
+"""Of a boolean mask that becomes a prompt: as sure as the model is of its own masks."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,44 @@ class Prompts:
     """(N, M2, 4)."""
     masks: np.ndarray | None = None
     """(N, M3, H', W') float32."""
+
+    def within(self, region: Region) -> Prompts:
+        """The same in pixels of a part of the image.
+
+        Points of the background that lie beyond it are none there, and boxes end at its edge.
+
+        Raises:
+            ValueError: A point of the foreground, or all of a box, lies beyond it.
+        """
+        origin = np.array([region.left, region.top])
+        limit = np.array(region.size[::-1])
+        points, labels, boxes = self.points, self.labels, self.boxes
+        if points is not None and labels is not None:
+            points = points - origin
+            beyond = ((points < 0) | (points > limit)).any(-1)
+            _refuse("point", self.points, beyond & (labels == FOREGROUND), region)
+            labels = np.where(beyond, NOT_A_POINT, labels)
+        if boxes is not None:
+            boxes = boxes - np.tile(origin, 2)
+            beyond = (boxes[..., 2:] < 0).any(-1) | (boxes[..., :2] > limit).any(-1)
+            _refuse("box", self.boxes, beyond, region)
+            boxes = boxes.clip(0, np.tile(limit, 2))
+        return replace(self, points=points, labels=labels, boxes=boxes)
+
+
+def sure_logits(mask: np.ndarray) -> np.ndarray:
+    """Logits, float32, of a boolean mask of any shape."""
+    return np.where(mask, SURE_LOGIT, -SURE_LOGIT).astype(np.float32)
+
+
+def _refuse(name: str, prompts: Any, is_faulty: np.ndarray, region: Region) -> None:
+    """Raises ValueError if a point or box is faulty: it lies beyond the region."""
+    if is_faulty.any():
+        raise ValueError(
+            f"The {name} {prompts[is_faulty][0].tolist()} lies beyond the part of the image that "
+            f"the predictor was zoomed to, {tuple(region)}. Zoom to a box with the {name} in it, "
+            "or zoom(None) to see all of the image."
+        )
 
 
 def checked_prompts(
