@@ -16,6 +16,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
 )
 from segment_anything_transformers.cli import DEMO_IMAGE
+from segment_anything_transformers.predictor import PreparedImage
 from tests.environments import SOURCE
 from tests.made_once import exported_vit_t
 
@@ -103,11 +104,12 @@ def test_masks_of_a_resampled_photo_agree_with_pytorch(node, model, exported, tm
     picture = tmp_path / "photo.png"
     Image.open(PHOTO).crop((0, 0, 600, 375)).save(picture)
     predictor = SAMPredictor(model)
-    predictor.set_image(Image.open(picture))
     _, pixels, results = masks_of(node, picture, exported, tmp_path / "made")
     ours = SegmentAnythingImageProcessor.from_pretrained("sam_vit_t")(Image.open(picture))
     assert np.abs(pixels.numpy() - ours["pixel_values"][0]).mean() < 0.1
-    predictor._image_embeddings = predictor.backend.encode_images(pixels.numpy())
+    resizer = predictor.prepare(predictor.read_image(Image.open(picture))).resizer
+    [encoded] = predictor.encode([PreparedImage(pixels[0].numpy(), resizer)])
+    predictor.set_encoded(encoded)
     assert_agree(predictor, results, 0.999)
 
 
