@@ -220,6 +220,34 @@ def summarise(
     }
 
 
+def keep(
+    results: dict[str, Any],
+    title: str,
+    predictor: SAMPredictor,
+    samples: list[Sample],
+    others: dict[str, Answer],
+    everything: dict[str, Any] | None = None,
+    new: Callable[[str], bool] | None = None,
+) -> None:
+    """Adds what is measured of pictures to the results, and what is when the predictor is zoomed.
+
+    Args:
+        results: With `CORRELATION`.
+        title: What the pictures are called.
+        predictor: Of the model.
+        samples: The pictures.
+        others: As for `summarise`.
+        everything: As for `evaluate`.
+        new: As for `summarise`.
+    """
+    measure = partial(evaluate, predictor, samples, CLICKS, progress=partial(tqdm, unit="picture"))
+    as_a_whole, closely = measure(everything=everything), measure(zoom=True)
+    results[title] = summarise(samples, as_a_whole, others, new)
+    results[ZOOMED.format(title)] = summarise(samples, closely, {}, new)
+    results[CORRELATION][title] = as_a_whole.rating_correlation
+    results[CORRELATION][ZOOMED.format(title)] = closely.rating_correlation
+
+
 def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table, without sizes that no object has."""
     titles = list(summary["all"])
@@ -311,7 +339,6 @@ def main() -> None:
         CORRELATION: {},
     }
     thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
-    progress = partial(tqdm, unit="picture")
     rendered: dict[str, list[Sample]] = {}
     for title, folder, source in (
         (HELD_OUT, options.scenes, scenes),
@@ -319,19 +346,9 @@ def main() -> None:
     ):
         if folder:
             rendered[title] = source(folder, options.count)
-    for title, samples in [*rendered.items(), (PHOTOGRAPHED, photographs())]:
-        is_photograph = title == PHOTOGRAPHED
-        found = thresholds if is_photograph else None
-        answers: dict[str, Answer] = {"filled box": filled_box}
-        if is_photograph:
-            answers["GrabCut"] = grab_cut
-        new = is_new if is_photograph else None
-        measured = evaluate(predictor, samples, CLICKS, found, progress=progress)
-        results[title] = summarise(samples, measured, answers, new)
-        results[CORRELATION][title] = measured.rating_correlation
-        closely = evaluate(predictor, samples, CLICKS, progress=progress, zoom=True)
-        results[ZOOMED.format(title)] = summarise(samples, closely, {}, new)
-        results[CORRELATION][ZOOMED.format(title)] = closely.rating_correlation
+            keep(results, title, predictor, rendered[title], {"filled box": filled_box})
+    others: dict[str, Answer] = {"filled box": filled_box, "GrabCut": grab_cut}
+    keep(results, PHOTOGRAPHED, predictor, photographs(), others, thresholds, is_new)
     for title in results[CORRELATION]:
         show(f"Mean IoU, {title}", results[title])
     if HELD_OUT in rendered:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality import CORRELATION, HELD_OUT, PLAIN, SIZES
+from benchmarks.quality import CORRELATION, HELD_OUT, PHOTOGRAPHED, PLAIN, SIZES
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
@@ -112,7 +112,7 @@ def compared() -> str:
     """Figures of the weights before the photographs, of those shipped, and of their teacher."""
     models = {"before them": BEFORE, "shipped": SHIPPED, "the teacher's": TEACHER}
     rows = []
-    for pictures in (HELD_OUT, PLAIN, "photographs"):
+    for pictures in (HELD_OUT, PLAIN, PHOTOGRAPHED):
         for weights, file in models.items():
             measured = json.loads((RESULTS / file).read_text())
             if pictures not in measured:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .mask_generator import SAMAutomaticMaskGenerator
 from .mask_ops import RLE, masks_to_boxes, masks_to_rles, rle_to_coco
+from .object_masks import zoom_to_object
 from .predictor import SAMPredictor
 from .predictor_prompts import FOREGROUND, sure_logits
 from .quality_measures import (
@@ -245,10 +246,6 @@ class _Trial:
             self.labels.append(click[1])
         return click is not None
 
-    def box_around(self, mask: np.ndarray) -> np.ndarray:
-        """The box (4,) of a mask and of the clicks on the object."""
-        return box_around(np.array(self.points)[np.array(self.labels) == FOREGROUND], mask)
-
     def iou(self, masks: np.ndarray) -> np.ndarray:
         return masks_iou(masks, self.truth, self.known)
 
@@ -292,13 +289,13 @@ def _look_closely(predictor: SAMPredictor, trial: _Trial) -> None:
     """Zooms to what the first click means, and further out where a later click lies beyond it."""
     if len(trial.points) == 1:
         predictor.zoom(None)
-        masks, scores, _ = predictor(points=np.array(trial.points))
-        predictor.zoom(trial.box_around(masks[scores.argmax()]))
+        zoom_to_object(predictor, {"points": np.array(trial.points)})
         return
     left, top, right, bottom = predictor.region
     x, y = trial.points[-1]
     if trial.labels[-1] and not (left <= x < right and top <= y < bottom):
-        predictor.zoom(trial.box_around(trial.mask))
+        clicked = np.array(trial.points)[np.array(trial.labels) == FOREGROUND]
+        predictor.zoom(box_around(clicked, trial.mask))
         trial.logits = predictor.preprocess_masks(sure_logits(trial.mask)[None])
 
 

@@ -185,8 +185,7 @@ class SAMPredictor:
             return
         if self._pixels is None:
             raise RuntimeError("Only the image's embedding is set. Call set_image(image) to zoom.")
-        rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
-        [self._seen] = self.encode([self.prepare(self._pixels[rows, columns])])
+        [self._seen] = self.encode([self.prepare(self._pixels[region.rows_and_columns])])
         self._region = region
 
     def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
@@ -372,7 +371,9 @@ class SAMPredictor:
         upscaler, region = self.mask_upscaler(), self.region
         shape = (*mask_logits.shape[:-2], *self.original_size)
         if return_logits:
-            results = np.full(shape, OUTSIDE_LOGIT, np.float32)
+            results = np.empty(shape, np.float32)
+            if self._region:
+                results.fill(OUTSIDE_LOGIT)
             for index in np.ndindex(shape[:-3]):
                 region.of(results[index])[:] = upscaler.whole(mask_logits[index])
             return results

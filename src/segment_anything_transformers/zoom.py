@@ -50,9 +50,14 @@ class Region(NamedTuple):
         """Height and width."""
         return self.bottom - self.top, self.right - self.left
 
+    @property
+    def rows_and_columns(self) -> tuple[slice, slice]:
+        """What cuts it out of an image's (H0, W0, ...)."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
     def of(self, array: np.ndarray) -> np.ndarray:
         """The part of an image's (..., H0, W0), as a view."""
-        return array[..., self.top : self.bottom, self.left : self.right]
+        return array[(..., *self.rows_and_columns)]
 
 
 def box_around(points: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
