@@ -30,7 +30,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
 )
 from segment_anything_transformers.mask_ops import rle_to_mask
-from segment_anything_transformers.object_masks import mask_records, segment_object
+from segment_anything_transformers.object_masks import mask_records, segment_object, zoom_to_object
 
 MAX_FILE_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
@@ -51,6 +51,7 @@ EVERYTHING_OPTIONS: dict[str, tuple[type, int, int]] = {
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 _MASK_FORMATS = ("coco_rle", "png")
+_SWITCHES = ("multimask_output", "zoom")
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -87,6 +88,8 @@ class EndpointHandler:
                 "labels" (M1,) with 1 foreground and 0 background, "boxes" (M2, 4) left, top,
                 right, bottom; or "everything".
                 "multimask_output": whether each object gets all masks that the model can mean.
+                "zoom": whether the part around each object is looked at more closely, which finds
+                small objects and finer outlines, and takes an encoding for each.
                 "mask_format": "coco_rle" or "png", the latter in base64, white on black.
                 For "everything": the names in `EVERYTHING_OPTIONS`.
                 The whole may also be JSON text.
@@ -112,24 +115,27 @@ class EndpointHandler:
         if prompts is None:
             records = self._everything(image, parameters)
         else:
-            records = self._objects(image, prompts, parameters.get("multimask_output", False))
+            asked = [parameters.get(name, False) for name in _SWITCHES]
+            records = self._objects(image, prompts, *asked)
         if parameters.get("mask_format") == "png":
             for record in records:
                 record["segmentation"] = _as_png(rle_to_mask(record["segmentation"]))
         return {"width": image.width, "height": image.height, "masks": records}
 
     def _objects(
-        self, image: Image.Image, prompts: list[dict[str, Any]], keep_all: bool
+        self, image: Image.Image, prompts: list[dict[str, Any]], keep_all: bool, zoom: bool
     ) -> list[dict[str, Any]]:
         for index, prompt in enumerate(prompts):
             _check_inside(image.size, f"prompts[{index}]", prompt)
         predictor = SAMPredictor(self.model)
         predictor.set_image(image)
-        return [
-            {"prompt": index, **record}
-            for index, prompt in enumerate(prompts)
-            for record in mask_records(*segment_object(predictor, prompt, keep_all))
-        ]
+        records = []
+        for index, prompt in enumerate(prompts):
+            if zoom:
+                zoom_to_object(predictor, prompt)
+            masks, scores = segment_object(predictor, prompt, keep_all)
+            records += [{"prompt": index, **record} for record in mask_records(masks, scores)]
+        return records
 
     def _everything(self, image: Image.Image, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         options = {name: parameters[name] for name in EVERYTHING_OPTIONS if name in parameters}
@@ -153,7 +159,7 @@ def _read_request(data: Any) -> tuple[Any, dict[str, Any]]:
     parameters = data.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise _invalid("parameters must be an object", parameters)
-    known = ("prompts", "multimask_output", "mask_format", *EVERYTHING_OPTIONS)
+    known = ("prompts", *_SWITCHES, "mask_format", *EVERYTHING_OPTIONS)
     for name in parameters:
         if name not in known:
             raise _invalid(f"Unknown parameter {name!r}. The parameters are {', '.join(known)}")
@@ -162,9 +168,10 @@ def _read_request(data: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _check_options(parameters: dict[str, Any]) -> None:
-    multimask = parameters.get("multimask_output", False)
-    if not isinstance(multimask, bool):
-        raise _invalid("multimask_output must be true or false", multimask)
+    for name in _SWITCHES:
+        switch = parameters.get(name, False)
+        if not isinstance(switch, bool):
+            raise _invalid(f"{name} must be true or false", switch)
     mask_format = parameters.get("mask_format", "coco_rle")
     if mask_format not in _MASK_FORMATS:
         raise _invalid(f"mask_format must be one of {', '.join(_MASK_FORMATS)}", mask_format)

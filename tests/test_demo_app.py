@@ -28,6 +28,7 @@ def model():
         partial(demo_app._do, demo_app._Visit.undo),
         partial(demo_app._everything, points_per_side=1, pred_iou_thresh=0, stability=0),
         partial(demo_app._open, path="photo.jpg"),
+        partial(demo_app._look_closely, is_close=True),
     ],
 )
 def test_a_visit_that_was_forgotten_is_begun_anew(act):

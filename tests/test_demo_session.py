@@ -83,6 +83,21 @@ def test_all_marks_mean_one_object(session, predictor):
     np.testing.assert_array_equal(session.masks, masks)
 
 
+def test_marks_are_answered_from_close_by_as_long_as_that_is_asked(session, predictor):
+    session.look_closely(True)  # nothing is marked yet
+    boxed = np.array([[40, 20, 70, 50]])
+    session.click(40, 20, BOX)
+    session.click(70, 50, BOX)
+    predictor.zoom(boxed[0])
+    masks, _, _ = predictor(boxes=boxed, multimask_output=False)
+    np.testing.assert_array_equal(session.masks, masks)
+    session.look_closely(False)
+    assert (session.masks != masks).any()
+    predictor.zoom(None)
+    masks, _, _ = predictor(boxes=boxed, multimask_output=False)
+    np.testing.assert_array_equal(session.masks, masks)
+
+
 def test_a_click_on_a_disc_removes_it_and_undo_brings_it_back(session):
     session.click(30, 20)
     alone = session.masks

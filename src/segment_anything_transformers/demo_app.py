@@ -69,6 +69,11 @@ def build_app(model: Any, image: Image.Image) -> gr.Blocks:
                 caption = gr.Markdown(elem_id="caption")
             with gr.Column(scale=1, min_width=260):
                 upload = _upload()
+                closely = gr.Checkbox(
+                    label="Look closely",
+                    info="Around what is marked: for small objects and fine outlines.",
+                    elem_id="closely",
+                )
                 everything = gr.Button("Find everything", variant="primary", elem_id="everything")
                 with gr.Accordion("How to find everything", open=False):
                     search = _search_options(model.config)
@@ -88,6 +93,7 @@ def build_app(model: Any, image: Image.Image) -> gr.Blocks:
             (marking.clear, _Visit.clear),
         ):
             button.click(partial(_do, act), visit, seen, **at_once)
+        closely.input(_look_closely, [visit, closely], seen, **at_once)
     return app
 
 
@@ -250,6 +256,12 @@ def _click(visit: _Visit | None, meaning: str, event: gr.SelectData) -> tuple[An
 def _do(act: Callable[[_Visit], None], visit: _Visit | None) -> tuple[Any, ...]:
     visit = _present(visit)
     act(visit)
+    return _seen(visit)
+
+
+def _look_closely(visit: _Visit | None, is_close: bool) -> tuple[Any, ...]:
+    visit = _present(visit)
+    visit.look_closely(is_close)
     return _seen(visit)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .mask_generator import SAMAutomaticMaskGenerator
 from .mask_ops import rle_to_mask
-from .object_masks import mask_records, segment_object
+from .object_masks import mask_records, segment_object, zoom_to_object
 from .predictor import SAMPredictor
 from .predictor_prompts import BACKGROUND, FOREGROUND
 from .visualization import draw_masks, draw_prompts, marker_radius, to_rgb
@@ -41,6 +41,7 @@ class DemoSession:
         self.predictor = SAMPredictor(model)
         self.guess = 0  # index of the mask in sight, among those that the prompts can mean
         self._found: list[dict[str, Any]] | None = None  # of everything, while that is in sight
+        self._is_close = False
         self.open(image)
 
     def open(self, image: Image.Image) -> None:
@@ -91,6 +92,11 @@ class DemoSession:
         """Shows the next of the masks that a lone click can mean, after the last the first."""
         if self.n_guesses:
             self.guess = (self.guess + 1) % self.n_guesses
+
+    def look_closely(self, is_close: bool) -> None:
+        """Whether prompts are answered from the part of the picture around what they mean."""
+        self._is_close = is_close
+        self._answer()
 
     def find_everything(self, **options: Any) -> None:
         """Looks for all objects, with options of `SAMAutomaticMaskGenerator`."""
@@ -216,5 +222,9 @@ class DemoSession:
             self._masks = np.zeros((0, self.image.height, self.image.width), bool)
             self._scores = np.zeros(0, np.float32)
             return
+        if self._is_close:
+            zoom_to_object(self.predictor, prompts)
+        else:
+            self.predictor.zoom(None)
         is_lone_click = set(prompts) == {"points", "labels"} and len(prompts["points"]) == 1
         self._masks, self._scores = segment_object(self.predictor, prompts, is_lone_click)

@@ -288,7 +288,6 @@ def _answer_closely(
 def _look_closely(predictor: SAMPredictor, trial: _Trial) -> None:
     """Zooms to what the first click means, and further out where a later click lies beyond it."""
     if len(trial.points) == 1:
-        predictor.zoom(None)
         zoom_to_object(predictor, {"points": np.array(trial.points)})
         return
     left, top, right, bottom = predictor.region

@@ -39,13 +39,14 @@ def zoom_to_object(predictor: SAMPredictor, prompts: dict[str, Any]) -> None:
     """Zooms to the boxes, or to the mask that is found in the whole image, and to its points.
 
     Args:
-        predictor: Its image is set, and not zoomed.
+        predictor: Its image is set.
         prompts: As for `segment_object`.
     """
     points = np.asarray(prompts.get("points", np.zeros((0, 2))))
     labels = np.asarray(prompts.get("labels", np.full(len(points), FOREGROUND)))
     corners = np.asarray(prompts.get("boxes", np.zeros((0, 4)))).reshape(-1, 2)
     mask = None
+    predictor.zoom(None)
     if not len(corners):
         [mask], _ = segment_object(predictor, prompts)
     points = np.concatenate([points[labels == FOREGROUND], corners])

@@ -124,10 +124,11 @@ def description(page, folder):
     return content, masks
 
 
-def predicted(model, image, **prompts):
-    """The best mask for the prompts that the page says it was given."""
+def predicted(model, image, zoom=False, **prompts):
+    """The best mask for the prompts that the page says it was given, maybe zoomed to their box."""
     predictor = SAMPredictor(model)
     predictor.set_image(image)
+    predictor.zoom(prompts["boxes"][0] if zoom else None)
     arrays = {name: np.array(rows) for name, rows in prompts.items()}
     alone = set(prompts) == {"points", "labels"} and len(prompts["points"]) == 1
     masks, scores, _ = predictor(**arrays, multimask_output=alone)
@@ -198,6 +199,21 @@ def test_two_clicks_make_a_box(page, model, tmp_path):
     np.testing.assert_array_equal(mask, predicted(model, PICTURE, boxes=[box]))
     assert mask[210, 350]
     assert not mask[110, 130]
+
+
+def test_marks_are_answered_from_close_by(page, model, tmp_path):
+    choose(page, "Box")
+    click(page, 275, 135)
+    click(page, 425, 285)
+    says(page, "predicted quality")
+    content, [mask] = description(page, tmp_path)
+    whole = page.locator("#canvas img").get_attribute("src")
+    page.locator("#closely input").click()
+    expect(page.locator("#canvas img")).not_to_have_attribute("src", whole)
+    [closer] = description(page, tmp_path)[1]
+    assert (closer != mask).any()
+    expected = predicted(model, PICTURE, zoom=True, boxes=content["prompts"]["boxes"])
+    np.testing.assert_array_equal(closer, expected)
 
 
 def test_clicks_in_quick_succession_all_count(page, tmp_path):

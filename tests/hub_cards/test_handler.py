@@ -68,9 +68,10 @@ def decompression_bomb(side=10_000):
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
 
 
-def predicted(handler, image, **prompts):
+def predicted(handler, image, box=None, **prompts):
     predictor = SAMPredictor(handler.model)
     predictor.set_image(image)
+    predictor.zoom(box)
     arrays = {name: np.array(values) for name, values in prompts.items()}
     return predictor(**arrays)[:2]
 
@@ -111,6 +112,18 @@ def test_all_masks_of_an_object_come_with_the_best_first(handler):
     order = np.argsort(-scores)
     np.testing.assert_array_equal(masks_in(answer), masks[order])
     assert [mask["predicted_iou"] for mask in answer["masks"]] == pytest.approx(scores[order])
+
+
+def test_each_object_can_be_looked_at_closely(handler):
+    prompts = [{"boxes": [[20, 10, 32, 22]]}, {"points": [POINT]}, {"boxes": [[60, 9, 75, 20]]}]
+    found = masks_in(handler(request(prompts=prompts, zoom=True)))
+    assert (found[0] != masks_in(handler(request(prompts=prompts)))[0]).any()
+    for mask, prompt in zip(found[::2], prompts[::2], strict=True):
+        [box] = prompt["boxes"]
+        masks, _ = predicted(handler, picture(), box, **prompt, multimask_output=False)
+        np.testing.assert_array_equal(mask, masks[0])
+    alone = masks_in(handler(request(prompts=prompts[1:2], zoom=True)))
+    np.testing.assert_array_equal(alone, found[1:2])  # whatever was zoomed to before
 
 
 @pytest.mark.parametrize("parameters", [EVERYTHING, {"prompts": "everything", **EVERYTHING}])
@@ -172,6 +185,7 @@ def test_a_photograph_is_turned_upright(handler):
         ({"prompts": [{"points": [POINT], "labels": [2]}]}, "labels must be 1 or 0"),
         ({"points": [POINT]}, "Unknown parameter 'points'. The parameters are prompts"),
         ({"multimask_output": 1}, "multimask_output must be true or false, got 1"),
+        ({"zoom": "yes"}, "zoom must be true or false, got 'yes'"),
         ({"mask_format": "gif"}, "mask_format must be one of coco_rle, png, got 'gif'"),
         ({"points_per_side": 33}, "points_per_side must be a number from 1 to 32, got 33"),
         ({"points_per_side": 2.5}, "points_per_side must be a number from 1 to 32"),
