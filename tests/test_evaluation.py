@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segment_anything_transformers.backends import GoodMasks
-from segment_anything_transformers.evaluation import CLICKS, evaluate
+from segment_anything_transformers.evaluation import CLICKS, Evaluation, ObjectQuality, evaluate
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
 from segment_anything_transformers.predictor import SAMPredictor
@@ -195,17 +195,70 @@ def test_figures_are_those_of_the_predictor(model, samples, evaluation):
         assert all(0 <= value <= 1 for value in quality.figures.values())
 
 
-def test_means_go_over_all_and_by_size(evaluation):
-    means = evaluation.means()
-    assert list(means) == ["all", "small", "medium", "large"]
-    sizes = [quality.size for quality in evaluation.objects]
-    assert {"small"} <= set(sizes) <= {"small", "medium"}
-    for size in set(sizes):
-        rows = [q.figures["click_1"] for q in evaluation.objects if q.size == size]
-        assert means[size]["click_1"] == pytest.approx(np.mean(rows))
-        assert means[size]["objects"] == len(rows)
-    assert means["large"] == {"objects": 0}
-    assert means["all"]["recall_10"] <= means["all"]["recall_100"] <= means["all"]["found"]
+def test_means_go_over_all_and_by_size():
+    figures = {1023: 1.0, 1024: 0.25, 9215: 0.75, 9216: 0.125}
+    objects = [
+        ObjectQuality("a", number, area, (0, 0, 95, 95), {"click_1": iou}, [], {})
+        for number, (area, iou) in enumerate(figures.items())
+    ]
+    assert [quality.size for quality in objects] == ["small", "medium", "medium", "large"]
+    assert Evaluation(objects).means() == {
+        "all": {"objects": 4, "click_1": 0.53125},
+        "small": {"objects": 1, "click_1": 1.0},
+        "medium": {"objects": 2, "click_1": 0.5},
+        "large": {"objects": 1, "click_1": 0.125},
+    }
+    assert Evaluation(objects[:3]).means()["large"] == {"objects": 0}
+
+
+class Finder(FakeBackend):
+    """In everything mode, finds given masks (n, 32, 32) with their scores, crop by crop."""
+
+    def __init__(self, answers):
+        super().__init__(small_config(input_size=SIZE_HW))
+        self.answers = iter(answers)
+
+    def decode_above(self, image_embeddings, points, labels, iou_threshold):
+        masks, scores = next(self.answers)
+        logits = np.where(masks, LOGIT, -LOGIT).astype(np.float32)
+        return GoodMasks.above(iou_threshold, logits[None], np.array([scores], np.float32))
+
+
+def columns(number, count):
+    """The first of the 8 columns of an object; a mask of them has the IoU count / 8."""
+    return low(4, 8 * number + 2, 4 + count, 8 * number + 6)
+
+
+def test_recalls_are_those_of_the_masks_rated_best(sample):
+    speck = low(24, 14, 26, 16)
+    masks = [speck] * 101  # by falling score
+    masks[0] = columns(3, 3)
+    masks[9], masks[10] = columns(0, 5), columns(0, 7)
+    masks[99], masks[100] = columns(1, 4), columns(2, 8)
+    # The crops' masks, which the generator puts first, are rated below them all.
+    backend = Finder([(masks, np.linspace(0.9, 0.5, 101)), *[([speck], [0.1])] * 4])
+    truth = np.stack([high(columns(number, 8)) for number in range(4)])
+    everything = {
+        "points_per_side": 1,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 1.0,
+        "crop_n_layers": 1,
+        "crop_nms_thresh": 1.0,
+    }
+    sample = Sample("a", sample.image, truth)
+    result = evaluate(backend, [sample], clicks=[1], everything=everything)
+    # IoUs of 4/8, 5/8, 7/8 and 8/8 reach 1, 3, 8 and 10 of the ten thresholds.
+    expected = {
+        "recall_10": [0.3, 0.0, 0.0, 0.0],
+        "recall_100": [0.8, 0.1, 0.0, 0.0],
+        "recall_1000": [0.8, 0.1, 1.0, 0.0],
+        "found": [1.0, 1.0, 1.0, 0.0],
+    }
+    for name, of_objects in expected.items():
+        figures = [quality.figures[name] for quality in result.objects]
+        np.testing.assert_allclose(figures, of_objects, err_msg=name)
+        assert result.means()["all"][name] == pytest.approx(sum(of_objects) / 4)
 
 
 def test_the_result_goes_to_json(evaluation, tmp_path):
