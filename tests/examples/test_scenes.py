@@ -1,8 +1,20 @@
+from copy import deepcopy
+
 import cv2
 import numpy as np
 import pytest
 
-from examples.scenes import appearance, compose, effects, lathe, render, shapes, sources, textures
+from examples.scenes import (
+    appearance,
+    clutter,
+    compose,
+    effects,
+    lathe,
+    render,
+    shapes,
+    sources,
+    textures,
+)
 from examples.scenes.pools import (
     PackedImages,
     Pools,
@@ -98,6 +110,45 @@ def test_instances_are_where_the_pasted_opacity_is_above_one_half():
     np.testing.assert_array_equal(canvas.image[5, 3:8, 0], [0, 78, 100, 100, 200])
 
 
+def blank_canvas(size):
+    return compose.Canvas(np.full((size, size, 3), 200, "u1"), np.zeros((size, size), "u1"))
+
+
+def test_a_shadow_darkens_what_is_beside_an_object_and_not_the_object(pools, monkeypatch):
+    cut_out = appearance.CutOut(disc_rgba(60, (200, 90, 10)), is_drawn=True)
+    middle = compose.Placement(np.array([60.0, 60.0]), side=50)
+
+    def canvases():
+        for seed in range(20):
+            canvas = blank_canvas(120)
+            compose._add_object(np.random.default_rng(seed), pools, canvas, cut_out, middle)
+            yield canvas
+
+    shaded, cast = list(canvases()), compose._cast_shadow
+    monkeypatch.setattr(
+        compose, "_cast_shadow", lambda rng, canvas, *piece: cast(rng, deepcopy(canvas), *piece)
+    )
+    n_shadows = 0
+    for canvas, bare in zip(shaded, canvases(), strict=True):
+        np.testing.assert_array_equal(canvas.instances, bare.instances)
+        opaque = cv2.erode(bare.instances, np.ones((9, 9))) > 0
+        np.testing.assert_array_equal(canvas.image[opaque], bare.image[opaque])
+        assert (canvas.image <= bare.image).all()
+        beside = canvas.image[bare.instances == 0].astype(int) - bare.image[bare.instances == 0]
+        n_shadows += beside.min() < -20
+    assert 5 <= n_shadows <= 15
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_frame_cuts_a_shadow_and_does_not_move_it(seed):
+    alpha = disc_rgba(40, (0, 0, 0))[..., 3]
+    large, small = blank_canvas(200), blank_canvas(30)
+    compose._cast_shadow(np.random.default_rng(seed), large, alpha, 50, 60)
+    compose._cast_shadow(np.random.default_rng(seed), small, alpha, 50 - 70, 60 - 70)
+    np.testing.assert_array_equal(small.image, large.image[70:100, 70:100])
+    assert (small.image < 200).any()
+
+
 def test_hidden_and_tiny_objects_are_dropped_and_the_rest_renumbered():
     instances = np.zeros((40, 40), np.uint8)
     instances[0, :11] = 1  # 11 pixels: too small
@@ -144,12 +195,78 @@ def test_texture_has_the_size_asked_for(maker):
             assert texture.dtype == np.uint8
 
 
-def test_effects_keep_shape_and_type():
-    image = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
-    for seed in range(40):
-        degraded = effects.degrade(np.random.default_rng(seed), image)
-        assert degraded.shape == image.shape
-        assert degraded.dtype == np.uint8
+def drawn_but_unseen(maker):
+    """Takes as much randomness as the maker, and returns the picture that it was given."""
+
+    def unseen(*given):
+        maker(*given)
+        return next(value for value in given if isinstance(value, np.ndarray))
+
+    return unseen
+
+
+def test_clutter_is_in_the_picture_and_not_among_the_instances(pools, monkeypatch):
+    def scenes():
+        return [compose.render_scene(np.random.default_rng(seed), pools, 96) for seed in range(20)]
+
+    cluttered = scenes()
+    monkeypatch.setattr(clutter, "add_clutter", drawn_but_unseen(clutter.add_clutter))
+    pairs = list(zip(cluttered, scenes(), strict=True))
+    for (_, instances), (_, without) in pairs:
+        np.testing.assert_array_equal(instances, without)
+    assert 0 < sum((image != without).any() for (image, _), (without, _) in pairs) < 20
+
+
+@pytest.mark.parametrize("maker", [clutter._lines, clutter._lettering, clutter._streak])
+def test_clutter_marks_a_part_of_the_picture(maker):
+    marked = []
+    for seed in range(20):
+        image = np.full((96, 96, 3), 128, np.uint8)
+        maker(np.random.default_rng(seed), image)
+        marked.append((image != 128).any(axis=-1).mean())
+    assert 0 < np.median(marked) < max(marked) < 0.7
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (48, 48, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "effect", ["_uneven_light", "adjust_tone", "_lose_sharpness", "add_noise", "_grey", "compress"]
+)
+def test_degraded_pictures_keep_their_size_and_some_show_the_effect(effect, monkeypatch):
+    def degraded():
+        return [effects.degrade(np.random.default_rng(seed), NOISE) for seed in range(60)]
+
+    shown = degraded()
+    assert {(picture.shape, picture.dtype) for picture in shown} == {(NOISE.shape, NOISE.dtype)}
+    monkeypatch.setattr(effects, effect, drawn_but_unseen(getattr(effects, effect)))
+    pairs = zip(shown, degraded(), strict=True)
+    assert 0 < sum((picture != without).any() for picture, without in pairs) < 60
+
+
+def test_pictures_lose_sharpness_or_stay_as_they_are():
+    pictures = [effects._lose_sharpness(np.random.default_rng(seed), NOISE) for seed in range(40)]
+    blurred = [picture for picture in pictures if (picture != NOISE).any()]
+    assert 0 < len(blurred) < 40
+    for picture in blurred:
+        assert picture.mean() == pytest.approx(NOISE.mean(), abs=2)
+        assert picture.std() < 0.95 * NOISE.std()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_as_strong_as_asked_for(seed):
+    grey = np.full((48, 48, 3), 128, np.uint8)
+    faint, strong = (effects.add_noise(np.random.default_rng(seed), grey, k) for k in (1, 2))
+    assert 1 < faint.std() < 13
+    assert strong.std() == pytest.approx(2 * faint.std(), rel=0.05)
+    np.testing.assert_allclose([faint.mean(), strong.mean()], 128, atol=1)
+
+
+def test_compression_costs_detail_and_not_colour():
+    errors = [np.abs(effects.compress(NOISE, q).astype(int) - NOISE).mean() for q in (90, 50, 25)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+    plain = np.full((48, 48, 3), (200, 90, 10), np.uint8)
+    np.testing.assert_allclose(effects.compress(plain, 25), plain, atol=5)
 
 
 def test_pool_comes_back_from_its_folder(tmp_path):
