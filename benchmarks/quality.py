@@ -21,6 +21,7 @@ and the three masks that a click on it gets are compared with both.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -45,7 +46,8 @@ from examples.scenes import sources
 from examples.scenes.compose import render_plain_scene
 from examples.scenes.pools import Pools
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.checkpoints import SAFETENSORS, WEIGHTS_FOLDER
+from segment_anything_transformers.configuration_segment_anything import is_preset
 from segment_anything_transformers.evaluation import Evaluation, evaluate
 from segment_anything_transformers.quality_measures import deepest_point, masks_iou
 from segment_anything_transformers.samples import Sample
@@ -62,6 +64,9 @@ ZOOMED = "{}, zoomed"
 """Of the same pictures, when the predictor looks at each object more closely."""
 NEW = "in new pictures"
 """Of the photographs those that no scene to learn from had in its background."""
+GRAB_CUT = "GrabCut"
+ANSWERED = "where GrabCut answers"
+"""Objects in whose box it finds something at all."""
 
 CLICKS = (1, 5)
 FIGURES = {
@@ -76,6 +81,8 @@ FIGURES = {
 """What the tables call the figures of `Evaluation`, in their order."""
 
 NESTED = "a click on a part"
+
+WEIGHTS = "sha256 of the weights"
 
 CORRELATION = "Spearman's correlation of predicted and real IoU"
 
@@ -213,6 +220,8 @@ def summarise(
     if new:
         pairs = zip(rows, evaluation.objects, strict=True)
         groups[NEW] = [row for row, quality in pairs if new(quality.image)]
+    if GRAB_CUT in others:
+        groups[ANSWERED] = [row for row in rows if row[GRAB_CUT] > 0]
     return {
         name: {"objects": len(group)}
         | {key: float(np.mean([row[key] for row in group])) for key in rows[0] if group}
@@ -243,7 +252,7 @@ def keep(
     measure = partial(evaluate, predictor, samples, CLICKS, progress=partial(tqdm, unit="picture"))
     as_a_whole, closely = measure(everything=everything), measure(zoom=True)
     results[title] = summarise(samples, as_a_whole, others, new)
-    results[ZOOMED.format(title)] = summarise(samples, closely, {}, new)
+    results[ZOOMED.format(title)] = summarise(samples, closely, others, new)
     results[CORRELATION][title] = as_a_whole.rating_correlation
     results[CORRELATION][ZOOMED.format(title)] = closely.rating_correlation
 
@@ -294,7 +303,8 @@ def section(results: dict[str, Any]) -> str:
             "",
         ]
     lines += [
-        f"The row `{NEW}` is of photographs that no scene to learn from had in its background.",
+        f"The row `{NEW}` is of photographs that no scene to learn from had in its background,",
+        f"the row `{ANSWERED}` of the boxes in which it finds something at all.",
         "",
     ]
     if NESTED in results:
@@ -320,6 +330,13 @@ def loaded(source: str) -> SegmentAnythingModel:
     return SegmentAnythingModel.from_pretrained(source)
 
 
+def checksum(source: str) -> str | None:
+    """Of the file of weights that is measured, None if that is not a file of ours."""
+    folder = WEIGHTS_FOLDER / source if is_preset(source) else Path(source)
+    file = folder / SAFETENSORS
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+
+
 def main() -> None:
     """Measures, shows, and writes what it is told to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -336,9 +353,9 @@ def main() -> None:
     results: dict[str, Any] = {
         "model": options.model,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        WEIGHTS: checksum(options.model),
         CORRELATION: {},
     }
-    thresholds = GENERATOR_THRESHOLDS.get(predictor.backend.config.name, {})
     rendered: dict[str, list[Sample]] = {}
     for title, folder, source in (
         (HELD_OUT, options.scenes, scenes),
@@ -347,8 +364,8 @@ def main() -> None:
         if folder:
             rendered[title] = source(folder, options.count)
             keep(results, title, predictor, rendered[title], {"filled box": filled_box})
-    others: dict[str, Answer] = {"filled box": filled_box, "GrabCut": grab_cut}
-    keep(results, PHOTOGRAPHED, predictor, photographs(), others, thresholds, is_new)
+    others: dict[str, Answer] = {"filled box": filled_box, GRAB_CUT: grab_cut}
+    keep(results, PHOTOGRAPHED, predictor, photographs(), others, {}, is_new)
     for title in results[CORRELATION]:
         show(f"Mean IoU, {title}", results[title])
     if HELD_OUT in rendered:

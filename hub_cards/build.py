@@ -23,6 +23,7 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
 )
 from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 
 HERE = Path(__file__).parent
 CARDS = HERE / "cards"
@@ -59,6 +60,7 @@ def build_card(name: str, owner: str = OWNER) -> ModelCard:
         input_height=config.input_size[0],
         input_width=config.input_size[1],
         masks=config.nb_multimask_outputs,
+        thresholds=GENERATOR_THRESHOLDS.get(name, {}),
         summary=model.summary,
         training_data=model.training_data,
         limits=model.limits,

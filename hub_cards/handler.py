@@ -29,6 +29,7 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.mask_ops import rle_to_mask
 from segment_anything_transformers.object_masks import mask_records, segment_object, zoom_to_object
 
@@ -138,10 +139,9 @@ class EndpointHandler:
         return records
 
     def _everything(self, image: Image.Image, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        options = {name: parameters[name] for name in EVERYTHING_OPTIONS if name in parameters}
-        generator = SAMAutomaticMaskGenerator(
-            self.model, **{"points_per_side": 16, **options}, output_mode="coco_rle"
-        )
+        options = {"points_per_side": 16, **GENERATOR_THRESHOLDS.get(self.model.config.name, {})}
+        options |= {name: parameters[name] for name in EVERYTHING_OPTIONS if name in parameters}
+        generator = SAMAutomaticMaskGenerator(self.model, **options, output_mode="coco_rle")
         return generator.generate(image)[:MAX_MASKS]
 
 

@@ -399,6 +399,7 @@ def test_what_the_weights_in_the_package_were_to_reach():
     assert photographs["everything"] >= 0.70
     assert photographs["box, single"] > photographs["filled box"]
     assert photographs["box, best"] > max(photographs["filled box"], photographs["GrabCut"])
+    assert results[quality.WEIGHTS] == quality.checksum("sam_vit_t")
     assert all(value >= 0.7 for value in results[quality.CORRELATION].values())
 
 
@@ -446,7 +447,12 @@ def test_figures_are_means_over_the_objects_of_a_group():
     evaluation = Evaluation([quality_of("a", 0, 0.25), quality_of("b", 0, 0.75)])
     others = {"filled box": quality.filled_box}
     summary = quality.summarise(samples, evaluation, others, lambda name: name == "b")
+    assert quality.ANSWERED not in summary
     assert summary["all"] == {"objects": 2, "filled box": 0.1, "box, single": 0.5}
     assert summary["5% to 20%"]["objects"] == 2
     assert summary["under 5%"] == {"objects": 0}
     assert summary[quality.NEW]["box, single"] == 0.75
+    answers = iter((quality.filled_box(samples[0].image, (0, 0, 9, 9)), ~whole[0]))
+    others = {quality.GRAB_CUT: lambda image, box: next(answers)}
+    answered = quality.summarise(samples, evaluation, others)[quality.ANSWERED]
+    assert answered == {"objects": 1, quality.GRAB_CUT: 0.1, "box, single": 0.25}

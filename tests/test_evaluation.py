@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from segment_anything_transformers.backends import GoodMasks
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.evaluation import CLICKS, Evaluation, ObjectQuality, evaluate
 from segment_anything_transformers.evaluation_report import draw_worst, quality_table
 from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
@@ -259,6 +260,15 @@ def test_recalls_are_those_of_the_masks_rated_best(sample):
         figures = [quality.figures[name] for quality in result.objects]
         np.testing.assert_allclose(figures, of_objects, err_msg=name)
         assert result.means()["all"][name] == pytest.approx(sum(of_objects) / 4)
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, 1.0), ({"pred_iou_thresh": 0.7}, 0.0)])
+def test_thresholds_that_are_not_given_suit_the_model(sample, monkeypatch, given, found):
+    backend = Finder([([columns(0, 8)], [0.6])])
+    monkeypatch.setitem(GENERATOR_THRESHOLDS, backend.config.name, {"pred_iou_thresh": 0.5})
+    sample = Sample("a", sample.image, high(columns(0, 8))[None])
+    result = evaluate(backend, [sample], [1], everything={"points_per_side": 1, **given})
+    assert result.objects[0].figures["found"] == found
 
 
 def test_the_result_goes_to_json(evaluation, tmp_path):

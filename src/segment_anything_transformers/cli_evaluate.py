@@ -87,7 +87,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
     Raises:
         UsageError: The data or an option is faulty.
     """
-    from .configuration_segment_anything import GENERATOR_THRESHOLDS
     from .evaluation import evaluate
     from .evaluation_report import draw_worst, quality_table
 
@@ -95,10 +94,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     samples = read_samples(args)[: args.max_images]
     folder = make_folder(args.output)
     model = load_model(args.model, args.framework, args.device, args.dtype)
-    everything = None
-    if args.everything:
-        thresholds = GENERATOR_THRESHOLDS.get(model.config.name, {})
-        everything = {"points_per_side": args.points_per_side, **thresholds}
+    everything = {"points_per_side": args.points_per_side} if args.everything else None
 
     def progress(items: Any) -> Any:
         return tqdm(items, total=len(samples), unit="image", disable=args.quiet)

@@ -89,7 +89,7 @@ GENERATOR_THRESHOLDS: dict[str, dict[str, Any]] = {
     "sam_vit_t": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 }
 """Arguments of the mask generator for models that are less sure of themselves than Meta's, by name.
-Its defaults are made for Meta's; page and commands take these where nothing else is asked for."""
+Its defaults are made for Meta's; what finds everything without being told how takes these."""
 
 
 def list_presets() -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .configuration_segment_anything import GENERATOR_THRESHOLDS
 from .mask_generator import SAMAutomaticMaskGenerator
 from .mask_ops import RLE, masks_to_boxes, masks_to_rles, rle_to_coco
 from .object_masks import zoom_to_object
@@ -76,7 +77,7 @@ class Evaluation:
       the model rates highest; `box_oracle` of the best of these.
     - `box_boundary`, `click_1_boundary` and so on: boundary IoU of these masks.
     - `recall_10`, ...: average recall (IoU 0.5 to 0.95) of the best 10 masks of everything mode.
-    - `found`: share of objects that one of all its masks covers with an IoU of at least 0.5.
+    - `found`: share of objects that one of these masks covers with an IoU of at least 0.5.
     """
 
     objects: list[ObjectQuality]
@@ -153,8 +154,9 @@ def evaluate(
         model: A `SegmentAnythingModel` of either framework, or a `SAMPredictor`.
         samples: Images with true masks, as `load_samples` reads them.
         clicks: Numbers of clicks after which the IoU is taken.
-        everything: Arguments of `SAMAutomaticMaskGenerator` for everything mode, an empty
-            dictionary for its defaults; None leaves it out, which saves most of the time.
+        everything: Arguments of `SAMAutomaticMaskGenerator` for everything mode. Those that are
+            not given are its defaults, or what suits a model that these do not
+            (`GENERATOR_THRESHOLDS`). None leaves it out, which saves most of the time.
         faults: Whether faulty samples are skipped, or refused when they are met.
         progress: Passes the samples on, such as `tqdm`.
         zoom: Whether each object is looked at more closely, see `SAMPredictor.zoom`: around its
@@ -172,7 +174,8 @@ def evaluate(
     predictor = model if isinstance(model, SAMPredictor) else SAMPredictor(model)
     generator = None
     if everything is not None:
-        options = {**everything, "output_mode": "binary_mask"}
+        thresholds = GENERATOR_THRESHOLDS.get(predictor.config.name, {})
+        options = {**thresholds, **everything, "output_mode": "binary_mask"}
         generator = SAMAutomaticMaskGenerator(predictor.backend, **options)
         generator.predictor = predictor
     skipped: list[str] = []

@@ -20,6 +20,7 @@ from PIL import Image
 from hub_cards.handler import MAX_FILE_BYTES, MAX_PROMPTS, EndpointHandler
 from hub_cards.serve import MAX_BODY_BYTES, make_server
 from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
+from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.mask_ops import rle_to_mask
 from tests.environments import run_python
 from tests.fake_backend import small_config
@@ -132,6 +133,15 @@ def test_without_prompts_everything_is_found(handler, parameters):
     generator = SAMAutomaticMaskGenerator(handler.model, **EVERYTHING, output_mode="coco_rle")
     assert answer["masks"] == generator.generate(picture())
     assert answer["masks"]
+
+
+def test_thresholds_that_are_not_given_suit_the_model(handler, monkeypatch):
+    thresholds = {name: EVERYTHING[name] for name in EVERYTHING if name != "points_per_side"}
+    monkeypatch.setitem(GENERATOR_THRESHOLDS, handler.model.config.name, thresholds)
+    parameters = {"points_per_side": EVERYTHING["points_per_side"]}
+    assert handler(request(**parameters))["masks"] == handler(request(**EVERYTHING))["masks"]
+    strict = handler(request(**parameters, pred_iou_thresh=1))
+    assert strict["masks"] == []
 
 
 def test_masks_can_come_as_pictures(handler):
