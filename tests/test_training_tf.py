@@ -168,3 +168,52 @@ def test_training_says_what_it_takes(model, faulty):
     truth, weights = (None, None) if faulty == "no truth" else (truth, np.ones(2))
     with pytest.raises(ValueError, match="pairs \\(inputs, true masks\\), without sample weights"):
         model.train_on_batch(inputs, truth, sample_weight=weights)
+
+
+def values_that_make_no_sense(masks, kind):
+    return {
+        "7": masks * 7,
+        "1 and 255": np.where(masks, 255, np.eye(*masks.shape[-2:], dtype=int)),
+        "NaN": np.where(masks, np.nan, 0.0),
+    }[kind]
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
+@pytest.mark.parametrize("kind", ["7", "1 and 255", "NaN"])
+def test_compiled_steps_refuse_true_masks_that_make_no_sense(model, method, kind):
+    inputs, truth = discs(model.config, 2)
+    model.compile("sgd")
+    assert not model.run_eagerly
+    with pytest.raises(ValueError, match="labels must be boolean, from 0 to 1, or 0 and 255"):
+        getattr(model, method)(inputs, values_that_make_no_sense(truth, kind))
+
+
+def with_two_sets(inputs):
+    """The processor's names, and the click of each image twice."""
+    return {
+        "pixel_values": inputs["images"].transpose(0, 3, 1, 2),
+        "input_points": np.repeat(inputs["points"][:, None], 2, axis=1),
+        "input_boxes": None,
+    }
+
+
+def test_compiled_steps_refuse_ids_of_no_prompt_set(model):
+    inputs, truth = discs(model.config, 2)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="numbers of the 2 prompt sets from 1 on; got 3"):
+        model.train_on_batch(with_two_sets(inputs), truth * 3)
+
+
+@pytest.mark.parametrize("clicks", [0, 1])
+def test_instance_ids_are_learnt_as_the_masks_of_the_prompt_sets(model, clicks):
+    inputs, truth = discs(model.config, 2)
+    ids = np.where(truth, 2, 0)
+    ids[:, :20], ids[:, -10:] = 1, -1
+    masks = np.stack([np.where(ids < 0, -1, 255 * (ids == number)) for number in (1, 2)], axis=1)
+    model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
+    model.clicks = clicks
+    losses = []
+    for labels in (ids, masks):
+        keras.utils.set_random_seed(1)
+        losses.append(model.train_on_batch(with_two_sets(inputs), labels))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)

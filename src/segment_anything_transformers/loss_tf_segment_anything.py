@@ -85,7 +85,7 @@ def read_labels(labels: Any, prompt_sets: int, ignore_value: int | None = None) 
         labels: (N, P, h, w), boolean, from 0 to 1, or 0 and 255. Or (N, h, w) instance ids, 0 for
             no object: the prompt sets mean the objects 1, 2, ... P. Negative where the truth is
             not known. h and w have to be known when a graph is traced, where values are not
-            checked.
+            checked: `check_values` does that for arrays.
         prompt_sets: P.
         ignore_value: Another value that says that the truth is not known.
 
@@ -96,29 +96,44 @@ def read_labels(labels: Any, prompt_sets: int, ignore_value: int | None = None) 
         ValueError: The shape or the values are others.
     """
     labels = ops.convert_to_tensor(labels)
-    is_boolean = keras.backend.standardize_dtype(labels.dtype) == "bool"
-    values = ops.cast(labels, "float32")
-    is_ignored = ops.zeros_like(values, dtype="bool")
-    if ignore_value is not None:
-        is_ignored = values == ignore_value
-    # NaN is no way to say unknown
-    known = ops.logical_not(ops.logical_or(values < 0.0, is_ignored))
-    if len(labels.shape) == 3:
-        if hasattr(values, "numpy"):
-            _check_ids(ops.convert_to_numpy(values)[ops.convert_to_numpy(known)], prompt_sets)
-        ids = ops.cast(ops.arange(1, prompt_sets + 1)[:, None, None], "float32")
-        truth = ops.cast(values[:, None] == ids, "float32")
-        return truth, ops.logical_and(known[:, None], ops.ones_like(truth, dtype="bool"))
     shape = tuple(labels.shape)
-    if len(shape) != 4 or shape[1] not in (prompt_sets, None) or None in shape[2:]:
+    is_masks = len(shape) == 4 and shape[1] in (prompt_sets, None) and None not in shape[2:]
+    if len(shape) != 3 and not is_masks:
         raise ValueError(
             f"labels must have the shape {('N', prompt_sets, 'h', 'w')}, one true mask a prompt "
             f"set, of a size that is known, or ('N', 'h', 'w') with instance ids, got {shape}."
         )
-    truth = ops.where(known, values, 0.0)
-    if not is_boolean and hasattr(truth, "numpy"):
-        _check_truth(ops.convert_to_numpy(truth))
-    return ops.minimum(truth, 1.0), known  # 255 is 1
+    if hasattr(labels, "numpy"):
+        check_values(ops.convert_to_numpy(labels), prompt_sets, ignore_value)
+    values = ops.cast(labels, "float32")
+    is_ignored = ops.zeros_like(values, dtype="bool")
+    if ignore_value is not None:
+        is_ignored = values == ignore_value
+    known = ops.logical_not(ops.logical_or(values < 0.0, is_ignored))
+    if not is_masks:
+        ids = ops.cast(ops.arange(1, prompt_sets + 1)[:, None, None], "float32")
+        truth = ops.cast(values[:, None] == ids, "float32")
+        return truth, ops.logical_and(known[:, None], ops.ones_like(truth, dtype="bool"))
+    return ops.minimum(ops.where(known, values, 0.0), 1.0), known  # 255 is 1
+
+
+def check_values(labels: np.ndarray, prompt_sets: int, ignore_value: int | None = None) -> None:
+    """Refuses true masks whose values `read_labels` cannot mean.
+
+    Args:
+        labels: As for `read_labels`.
+        prompt_sets: P.
+        ignore_value: As for `read_labels`.
+
+    Raises:
+        ValueError: The values are others.
+    """
+    is_ignored = False if ignore_value is None else labels == ignore_value
+    known = ~((labels < 0) | is_ignored)  # NaN is no way to say unknown
+    if labels.ndim == 3:
+        _check_ids(labels[known], prompt_sets)
+    elif labels.dtype != bool:
+        _check_truth(np.where(known, labels, 0))
 
 
 def _check_ids(ids: np.ndarray, prompt_sets: int) -> None:

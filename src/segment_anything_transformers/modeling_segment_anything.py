@@ -1542,8 +1542,9 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 `pixel_values`.
             multimask_output: True for K = `nb_multimask_outputs` nested masks a prompt set, False
                 for a single one.
-            labels: (N, P, h, w) true masks of the padded input at any resolution: boolean, or
-                values in [0, 1]; negative where the truth is not known. Adds the loss.
+            labels: True masks of the padded input at any resolution, as `read_labels` takes them:
+                (N, P, h, w), boolean, from 0 to 1, or 0 and 255; or (N, h, w) instance ids.
+                Negative where the truth is not known. Adds the loss.
             return_dict: False for a tuple.
 
         Returns:

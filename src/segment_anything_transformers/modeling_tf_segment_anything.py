@@ -36,9 +36,11 @@ from .configuration_segment_anything import (
 )
 from .export_tf_segment_anything import FOR_TFLITE, export_model
 from .loss_tf_segment_anything import (
+    check_values,
     interactive_loss,
     loss_of_all_masks,
     mask_iou,
+    read_labels,
     resize_labels,
 )
 from .mask_ops import bilinear_matrix
@@ -1724,14 +1726,17 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
 
         Args:
             x: The inputs, as `call` takes them.
-            y: True masks (N, h, w), or (N, P, h, w) for inputs with an axis P: boolean, or values
-                in [0, 1], of any resolution; negative where the truth is not known.
+            y: True masks (N, h, w), or for inputs with an axis P (N, P, h, w), of any resolution:
+                boolean, from 0 to 1, or 0 and 255. With that axis also (N, h, w) instance ids, as
+                `read_labels` takes them. Negative where the truth is not known.
             y_pred: What `call` returned.
             sample_weight: Only with a loss of `compile`.
             training: Whether it is a step of training.
 
         Raises:
-            ValueError: There is no truth, or sample weights for a loss that takes none.
+            ValueError: There is no truth, its values make no sense, or there are sample weights
+                for a loss that takes none. Compiled, values are checked where `fit` and its kin
+                get an array `y`, not in a data set.
         """
         if self._compile_loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -1744,6 +1749,8 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         labels = ops.convert_to_tensor(y)
         if len(logits.shape) == 4:
             labels, scores, logits = labels[:, None], scores[:, None], logits[:, None]
+        masks, is_known = read_labels(labels, logits.shape[1])
+        labels = ops.where(is_known, masks, -1.0)
         truth, known = resize_labels(labels, logits)
         iou = mask_iou(logits > self.mask_threshold, truth > 0.5, known)
         rated_best = ops.argmax(scores, axis=-1)[..., None]
@@ -1767,6 +1774,37 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         """One step of `evaluate`, on all masks."""
         with self._fitting():
             return super().test_step(*args)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, once the true masks have been checked as `compute_loss` says."""
+        self._check_values(x, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, once the true masks have been checked as `compute_loss` says."""
+        self._check_values(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, once the true masks have been checked as `compute_loss` says."""
+        self._check_values(x, y)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, once the true masks have been checked as `compute_loss` says."""
+        self._check_values(x, y)
+        return super().test_on_batch(x, y, *args, **kwargs)
+
+    def _check_values(self, x: Any, y: Any) -> None:
+        """Refuses true masks in an array that a compiled step would take: it sees no values."""
+        if y is None or self._compile_loss is not None:
+            return
+        first = {name: values[:1] for name, values in x.items() if values is not None}
+        prompts, has_sets = _read_prompts(first)
+        prompt_sets = next((prompt.shape[1] for prompt in prompts if prompt is not None), 1)
+        for labels in y:  # one by one, which takes little memory
+            labels = ops.convert_to_numpy(labels)[None]
+            check_values(labels if has_sets else labels[:, None], prompt_sets)
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
