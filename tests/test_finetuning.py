@@ -28,11 +28,11 @@ from segment_anything_transformers.finetuning_model import (
     prepare_model,
 )
 from segment_anything_transformers.quality_measures import masks_iou
-from segment_anything_transformers.samples import AnnotationError
+from segment_anything_transformers.samples import AnnotationError, Samples
 from segment_anything_transformers.training_data import Collator, ObjectsDataset
 from tests.environments import run_python
 from tests.fake_backend import small_config
-from tests.sample_folders import write_folder
+from tests.sample_folders import rectangles, write_folder
 from tests.tiny import random_model
 
 QUIET = {"use_cpu": True, "disable_tqdm": True, "log_level": "error", "seed": 1}
@@ -101,22 +101,43 @@ def test_the_result_is_a_model_like_any_other(model, folder, tmp_path, mode):
     assert all(np.isfinite(entry["loss"]) for entry in result.log if "loss" in entry)
 
 
-def test_metrics_are_the_predictors(model, folder):
-    """At the size of the low-resolution masks: the processor's labels against the logits."""
-    interactive = as_class(model, InteractiveSegmentAnythingModel)
-    processor = processor_of(model)
-    dataset = ObjectsDataset(folder_samples(folder))
-    batch = Collator(processor, with_prompts=True)([dataset[0], dataset[1]])
-    with torch.no_grad():
-        ious = interactive(**batch)["ious"]
-        prompts = {name: batch[name] for name in ("pixel_values", "input_boxes")}
-        logits = model(**prompts, multimask_output=False).pred_masks
+@torch.no_grad()
+def measured(model, items):
+    """A batch, and the IoU (N, P, 2) of its masks: the box's, and the click's that is rated best.
+
+    At the size of the low-resolution masks: the processor's labels against the logits.
+    """
+    batch = Collator(processor_of(model), with_prompts=True)(items)
+    pixels = batch["pixel_values"]
+    of_box = model(pixels, input_boxes=batch["input_boxes"], multimask_output=False).pred_masks
+    points = {name: batch[name] for name in ("input_points", "input_labels")}
+    of_click = model(pixels, **points)
+    rated_best = of_click.iou_scores.argmax(-1)[..., None, None, None]
+    logits = torch.cat([of_box, of_click.pred_masks.take_along_dim(rated_best, 2)], dim=2)
     truth = batch["labels"][:, :, None] > 0
-    known = batch["labels"][:, :, None] >= 0
-    masks = (logits > 0) & known
-    union = (masks | truth).sum((-2, -1))
-    assert_close(ious[..., 0], ((masks & truth).sum((-2, -1)) / union)[..., 0])
+    masks = (logits > 0) & (batch["labels"][:, :, None] >= 0)
+    return batch, (masks & truth).sum((-2, -1)) / (masks | truth).sum((-2, -1))
+
+
+def test_metrics_are_the_predictors(model, folder):
+    interactive = as_class(model, InteractiveSegmentAnythingModel)
+    dataset = ObjectsDataset(folder_samples(folder))
+    batch, expected = measured(model, [dataset[0], dataset[1]])
+    with torch.no_grad():
+        assert_close(interactive(**batch)["ious"], expected)
     assert batch["input_points"].shape == (2, 3, 1, 2)
+
+
+def test_what_pads_batches_is_not_measured(model, folder, tmp_path):
+    """Pictures with one, four and two objects, two at once: the mean is that of the seven."""
+    pictures = [rectangles(seed, count=count) for seed, count in enumerate((1, 4, 2))]
+    samples = Samples(["1", "4", "2"], lambda index: (*pictures[index], None))
+    expected = torch.cat([measured(model, [item])[1][0] for item in ObjectsDataset(samples)])
+    assert expected.shape == (7, 2)
+    options = {"eval_data": samples, "per_device_eval_batch_size": 2, "max_steps": 1}
+    log = tune(model, folder, tmp_path / "tuned", **options).log
+    for name, ious in zip(("box", "click"), expected.T, strict=True):
+        assert log[0][f"eval_iou_{name}"] == pytest.approx(ious.mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
