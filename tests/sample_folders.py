@@ -46,6 +46,14 @@ def write_folder(folder, count=3, size_hw=(64, 64), objects=2):
     return folder
 
 
+def hide_rows(folder, rows=8, value=255):
+    """Gives the first rows of every mask in the folder a value of their own."""
+    for path in (folder / "masks").iterdir():
+        ids = np.array(Image.open(path))
+        ids[:rows] = value
+        Image.fromarray(ids).save(path)
+
+
 def write_coco(path, count=3):
     """Writes annotations of the images and masks that `write_folder` writes."""
     images, annotations = [], []

@@ -15,7 +15,7 @@ from segment_anything_transformers.annotations import (
 from segment_anything_transformers.annotations_coco import coco_samples
 from segment_anything_transformers.mask_ops import masks_to_rles, rle_to_coco
 from segment_anything_transformers.samples import AnnotationError, Sample, without_faults
-from tests.sample_folders import rectangles, write_folder
+from tests.sample_folders import hide_rows, rectangles, write_folder
 
 MAPS = {
     "boolean": (np.array([[True, False], [True, True]]), [[[1, 0], [1, 1]]]),
@@ -79,9 +79,7 @@ def test_a_folder_with_maps_and_with_files_for_each_object(folder):
 
 
 def test_truth_says_what_is_not_known(folder):
-    ids = np.array(Image.open(folder / "masks" / "0.png"))
-    ids[:8] = 255
-    Image.fromarray(ids).save(folder / "masks" / "0.png")
+    hide_rows(folder)
     sample = folder_samples(folder, ignore_value=255)[0]
     expected = rectangles(0, (64, 48))[1].astype(np.int8)
     expected[:, :8] = -1

@@ -4,7 +4,7 @@ import pytest
 
 from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
 from segment_anything_transformers.cli_files import image_size
-from tests.sample_folders import write_coco
+from tests.sample_folders import hide_rows, write_coco
 
 
 @pytest.mark.parametrize("zoom", [False, True])
@@ -33,6 +33,20 @@ def test_coco_annotations_are_measured_as_a_folder_is(run_on_data, tmp_path):
     of_coco, of_folder = measured.values()
     assert of_coco["all"]["objects"] == 6
     assert of_coco == of_folder
+
+
+def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
+    hide_rows(tmp_path / "data", rows=20)
+    means = {}
+    for option in ("", "--ignore-value 255"):
+        code, _, err = run_on_data(f"evaluate data --clicks 1,2 {option} -o out -q")
+        assert (code, err) == (0, "")
+        means[option] = json.loads((tmp_path / "out" / "evaluation.json").read_text())["means"]
+    model = SegmentAnythingModel.from_pretrained("tiny")
+    for option, ignore_value in (("", None), ("--ignore-value 255", 255)):
+        samples = load_samples("data", ignore_value=ignore_value)
+        assert means[option] == evaluate(model, samples, [1, 2]).means()
+    assert [means[option]["all"]["objects"] for option in means] == [9, 6]
 
 
 def test_evaluate_shows_a_table(run_on_data):

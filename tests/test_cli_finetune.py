@@ -1,4 +1,5 @@
 import inspect
+import json
 
 import datasets
 import numpy as np
@@ -6,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from segment_anything_transformers import SegmentAnythingModel
+from segment_anything_transformers import SegmentAnythingModel, load_samples
 from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
-from tests.sample_folders import rectangles, write_coco
+from tests.sample_folders import hide_rows, rectangles, write_coco
 
 
 def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
@@ -44,6 +45,25 @@ def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
     )
     for name, tensor in same.items():
         assert torch.equal(tuned[name], tensor), name
+
+
+def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
+    """For the data to learn from and the data to measure: the same weights and figures."""
+    hide_rows(tmp_path / "data", rows=20)
+    line = "finetune data --eval-data data --steps 1 --clicks 1 --ignore-value 255 -q"
+    code, _, err = run_on_data(f"{line} --output tuned")
+    assert code == 0, err
+    options = {"max_steps": 1, "clicks": 1, "use_cpu": True, "disable_tqdm": True}
+    samples = load_samples("data", ignore_value=255)
+    expected = finetune("tiny", samples, "expected", samples, **options)
+    tuned = SegmentAnythingModel.from_pretrained("tuned").state_dict()
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(tuned[name], tensor), name
+    state = tmp_path / "tuned" / "checkpoints" / "checkpoint-1" / "trainer_state.json"
+    log = json.loads(state.read_text())["log_history"]
+    for name in ("loss", "eval_iou_box", "eval_iou_click"):
+        [wanted] = [entry[name] for entry in expected.log if name in entry and entry["step"]]
+        assert [entry[name] for entry in log if name in entry] == [wanted]
 
 
 def test_a_split_to_learn_from_and_one_to_measure(run_on_data, tmp_path, monkeypatch):
