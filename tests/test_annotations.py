@@ -1,4 +1,5 @@
 import json
+import re
 
 import datasets
 import numpy as np
@@ -251,6 +252,24 @@ def test_rows_of_a_data_set():
     np.testing.assert_array_equal(samples[1].masks, masks[:1])
     with pytest.raises(AnnotationError, match="row 2: it has no mask"):
         samples[2]
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+@pytest.mark.parametrize("at", [0, 1], ids=["first row", "second row"])
+def test_a_corrupt_picture_in_a_row_is_named_and_refused_or_skipped(folder, column, at):
+    rows = {
+        name: [{"bytes": (folder / f"{name}s" / f"{n}.png").read_bytes()} for n in range(3)]
+        for name in ("image", "mask")
+    }
+    rows[column][at]["bytes"] = rows[column][at]["bytes"][:60]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    samples = dataset_samples(datasets.Dataset.from_dict(rows, features=features))
+    fault = f"row {at}: its image or mask cannot be read (image file is truncated)"
+    with pytest.raises(AnnotationError, match=re.escape(f"1 of 3 samples are faulty: {fault}")):
+        samples.sound()
+    sound, faults = samples.sound("skip")
+    assert faults == [fault]
+    assert sound.names == [f"row {n}" for n in range(3) if n != at]
 
 
 def test_a_data_set_in_a_folder_is_loaded_by_its_name(tmp_path, monkeypatch):

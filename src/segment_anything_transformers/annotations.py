@@ -193,14 +193,17 @@ def dataset_samples(
     Raises:
         ValueError: A column is missing.
     """
-    first = dataset[0] if len(dataset) else {}
-    columns = list(getattr(dataset, "column_names", None) or first)
+    # A data set knows its columns; its first row may be faulty.
+    columns = getattr(dataset, "column_names", None) or list(dataset[0] if len(dataset) else [])
     for name in (image, masks):
         if name not in columns:
             raise ValueError(f"The data set has no column {name!r}; its columns are {columns}.")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        row = dataset[index]
+        try:
+            row = dataset[index]
+        except _UNREADABLE as error:
+            raise ValueError(f"its image or mask cannot be read ({error})") from error
         if row[image] is None:
             raise ValueError("the image is missing")
         given = row[masks] if isinstance(row[masks], (list, tuple)) else [row[masks]]
