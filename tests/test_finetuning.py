@@ -1,6 +1,7 @@
 """Fine-tuning a tiny model on a folder: what learns, what is kept, what is resumed."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from segment_anything_transformers.finetuning_model import (
     as_class,
     prepare_model,
 )
+from segment_anything_transformers.modeling_segment_anything import EncoderAttention, MaskDecoder
 from segment_anything_transformers.quality_measures import masks_iou
 from segment_anything_transformers.samples import AnnotationError, Samples
 from segment_anything_transformers.training_data import Collator, ObjectsDataset
@@ -289,6 +291,30 @@ def test_checkpointing_changes_nothing_but_memory(model, mode):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_checkpointing_computes_twice_where_it_is_asked_for(folder, tmp_path, mode, monkeypatch):
+    calls = Counter()
+    for layer in (EncoderAttention, MaskDecoder):
+
+        def forward(self, *args, kept=layer.forward, **kwargs):
+            calls[type(self)] += 1
+            return kept(self, *args, **kwargs)
+
+        monkeypatch.setattr(layer, "forward", forward)
+    found = []
+    for asked in (False, True):
+        calls.clear()
+        options = {"mode": mode, "max_steps": 1, "activation_checkpointing": asked}
+        tune(random_model(small_config()), folder, tmp_path / str(asked), **options)
+        found.append((calls[MaskDecoder], calls[EncoderAttention]))
+    (decodes, encodes), (checkpointed_decodes, checkpointed_encodes) = found
+    assert decodes == 4  # the first prompt, a correction, and two rounds without one
+    assert checkpointed_decodes == 2 * decodes
+    assert encodes > 0
+    # The mode "decoder" encodes once for all, without gradients.
+    assert checkpointed_encodes == encodes * (1 if mode == "decoder" else 2)
 
 
 @pytest.mark.parametrize("mode", MODES)
