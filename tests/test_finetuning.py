@@ -56,6 +56,22 @@ def tune(model, folder, output, **options):
     return finetune(model, folder, output, **options)
 
 
+def uneven_samples():
+    """Pictures with one, four and two objects."""
+    pictures = [rectangles(seed, count=count) for seed, count in enumerate((1, 4, 2))]
+    return Samples(["1", "4", "2"], lambda index: (*pictures[index], None))
+
+
+def draw_the_same(monkeypatch):
+    """Prompts are then the same for a picture in any batch."""
+    monkeypatch.setattr(losses, "_uniform", lambda shape, device: torch.full(shape, 0.25))
+    monkeypatch.setattr(losses, "_normal", lambda shape, device: torch.zeros(shape))
+
+
+def logged(log, name):
+    return [entry[name] for entry in log if name in entry]
+
+
 def processor_of(model):
     return SegmentAnythingProcessor(SegmentAnythingImageProcessor.from_config(model.config))
 
@@ -100,7 +116,7 @@ def test_the_result_is_a_model_like_any_other(model, folder, tmp_path, mode):
     measured = [entry for entry in result.log if "eval_iou_box" in entry]
     assert [entry["step"] for entry in measured] == [0, 1, 2, 3, 4]
     assert all(0 <= entry["eval_iou_click"] <= 1 for entry in measured)
-    assert all(np.isfinite(entry["loss"]) for entry in result.log if "loss" in entry)
+    assert np.isfinite(logged(result.log, "loss")).all()
 
 
 @torch.no_grad()
@@ -131,9 +147,8 @@ def test_metrics_are_the_predictors(model, folder):
 
 
 def test_what_pads_batches_is_not_measured(model, folder, tmp_path):
-    """Pictures with one, four and two objects, two at once: the mean is that of the seven."""
-    pictures = [rectangles(seed, count=count) for seed, count in enumerate((1, 4, 2))]
-    samples = Samples(["1", "4", "2"], lambda index: (*pictures[index], None))
+    """Of pictures with different numbers of objects, two at once: the mean is that of the seven."""
+    samples = uneven_samples()
     expected = torch.cat([measured(model, [item])[1][0] for item in ObjectsDataset(samples)])
     assert expected.shape == (7, 2)
     options = {"eval_data": samples, "per_device_eval_batch_size": 2, "max_steps": 1}
@@ -163,7 +178,7 @@ def test_a_run_that_was_cut_off_ends_where_the_other_does(
     resumed = tune(random_model(small_config()), folder, tmp_path / "cut", resume=True, **options)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
-    losses = [[entry["loss"] for entry in run.log if "loss" in entry] for run in (whole, resumed)]
+    losses = [logged(run.log, "loss") for run in (whole, resumed)]
     assert losses[0] == losses[1]
 
 
@@ -225,7 +240,7 @@ def test_bad_data_among_good_changes_nothing(tmp_path):
     expected = tune(random_model(small_config()), good, tmp_path / "expected")
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(result.model.state_dict()[name], tensor), name
-    losses = [[entry["loss"] for entry in run.log if "loss" in entry] for run in (result, expected)]
+    losses = [logged(run.log, "loss") for run in (result, expected)]
     assert losses[0] == losses[1]
     assert np.isfinite(losses[0]).all()
 
@@ -321,8 +336,7 @@ def test_checkpointing_computes_twice_where_it_is_asked_for(folder, tmp_path, mo
 def test_accumulated_batches_are_one_batch(tmp_path, mode, monkeypatch):
     """Two images one after the other move the weights as both at once do."""
     folder = write_folder(tmp_path / "data", count=2)
-    monkeypatch.setattr(losses, "_uniform", lambda shape, device: torch.full(shape, 0.25))
-    monkeypatch.setattr(losses, "_normal", lambda shape, device: torch.zeros(shape))
+    draw_the_same(monkeypatch)
     options = {"mode": mode, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
     start, results = weights(random_model(small_config())), []
     for batch_size in (1, 2):
@@ -344,36 +358,50 @@ def test_bfloat16_learns_alike(model, folder, tmp_path):
         tune(random_model(small_config()), folder, tmp_path / str(bf16), mode="all", bf16=bf16).log
         for bf16 in (False, True)
     ]
-    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    losses = [logged(log, "loss") for log in logs]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
     assert losses[0] != losses[1]
 
 
 @pytest.mark.slow
-def test_two_processes_learn_together(folder, tmp_path):
-    code = f"""
-import sys
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_learn_and_measure_as_one(tmp_path, mode, monkeypatch):
+    """A picture each moves the weights as both at once do; three are measured once each."""
+    folder = write_folder(tmp_path / "data", count=2)
+    options = {"mode": mode, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+    script = tmp_path / "train.py"
+    script.write_text(f"""
+import json, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tests import test_finetuning as tests
+tests.draw_the_same(tests.pytest.MonkeyPatch())
+options = dict(eval_data=tests.uneven_samples(), **{options})
 model = tests.random_model(tests.small_config())
-result = tests.tune(model, {str(folder)!r}, {str(tmp_path / "tuned")!r}, max_steps=2)
-print("rank", result.model.mask_decoder.iou_token.weight.double().sum().item())
-"""
-    script = tmp_path / "train.py"
-    script.write_text(code)
+result = tests.tune(model, {str(folder)!r}, {str(tmp_path / "two")!r}, **options)
+weight = result.model.mask_decoder.iou_token.weight.double().sum().item()
+print("rank", json.dumps([weight, result.log]))
+""")
     launch = f"""
-import subprocess, sys
+import json, subprocess, sys
 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 done = subprocess.run([*command, {str(script)!r}], capture_output=True, text=True)
 assert done.returncode == 0, done.stderr
-result = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("rank")]
+lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+result = [json.loads(line[1]) for line in lines if line[0] == "rank"]
 """
-    sums = run_python(launch)
-    assert len(sums) == 2
-    assert sums[0] == sums[1]
-    loaded = SegmentAnythingModel.from_pretrained(tmp_path / "tuned")
-    total = loaded.mask_decoder.iou_token.weight.double().sum().item()
-    assert total == pytest.approx(float(sums[0]), rel=1e-6)
+    (weight, log), (other_weight, _) = run_python(launch)
+    assert weight == other_weight
+    draw_the_same(monkeypatch)
+    options |= {"eval_data": uneven_samples(), "per_device_train_batch_size": 2}
+    start = weights(random_model(small_config()))
+    one = tune(random_model(small_config()), folder, tmp_path / "one", **options)
+    two = weights(SegmentAnythingModel.from_pretrained(tmp_path / "two"))
+    for name, tensor in weights(one.model).items():
+        assert_close(two[name] - start[name], tensor - start[name], rtol=1e-3, atol=1e-6)
+    assert two["mask_decoder.iou_token.weight"].double().sum().item() == pytest.approx(weight)
+    for name in ("loss", "eval_loss", "eval_iou_box", "eval_iou_click"):
+        assert len(logged(log, name)) == (1 if name == "loss" else 2)
+        assert logged(log, name) == pytest.approx(logged(one.log, name), rel=1e-4), name
 
 
 @pytest.mark.tf

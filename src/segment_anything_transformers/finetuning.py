@@ -205,6 +205,8 @@ def finetune(
     without_adapters(learner).clicks = clicks
     arguments.setdefault("learning_rate", learning_rate or LEARNING_RATES[mode])
     arguments.setdefault("eval_strategy", "no" if eval_data is None else "steps")
+    # An `evaluate` of the Trainer before its `train` would keep processes from sharing gradients.
+    arguments.setdefault("eval_on_start", eval_data is not None and last_checkpoint is None)
     args = training_arguments(output / "checkpoints", max_steps, **arguments)
     datasets = [
         ObjectsDataset(_samples(source), limit, faults, progress)
@@ -218,15 +220,13 @@ def finetune(
                 keep_embeddings(dataset, loaded, processor, output / "embeddings", progress)
     trainer = SegmentAnythingTrainer(learner, args, processor, *datasets, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # without bars nothing is printed: the log is returned
-    is_measured = eval_data is not None and last_checkpoint is None
-    before = [{**trainer.evaluate(), "step": 0}] if is_measured else []
     trainer.train(resume_from_checkpoint=last_checkpoint)
     tuned = trained_model(learner)
     if trainer.is_world_process_zero():
         tuned.save_pretrained(output)
         processor.save_pretrained(output)
     messages = [message for dataset in datasets for message in dataset.faults]
-    return Finetuned(tuned, before + trainer.state.log_history, messages)
+    return Finetuned(tuned, trainer.state.log_history, messages)
 
 
 def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
