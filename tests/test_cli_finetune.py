@@ -1,5 +1,9 @@
 import inspect
 import json
+import os
+import shlex
+import subprocess
+from sysconfig import get_path
 
 import datasets
 import numpy as np
@@ -12,6 +16,14 @@ from segment_anything_transformers.cli import main
 from segment_anything_transformers.cli_arguments import build_parser
 from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
 from tests.sample_folders import hide_rows, rectangles, write_coco
+
+
+def assert_same_weights(*folders):
+    ours, expected = (
+        SegmentAnythingModel.from_pretrained(folder).state_dict() for folder in folders
+    )
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
 
 
 def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
@@ -40,11 +52,7 @@ def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
     code, _, err = run_on_data(f"finetune {data} {options} --output tuned")
     assert code == 0, err
     assert run_on_data(f"finetune data --eval-data data {options} --output same")[0] == 0
-    tuned, same = (
-        SegmentAnythingModel.from_pretrained(name).state_dict() for name in ("tuned", "same")
-    )
-    for name, tensor in same.items():
-        assert torch.equal(tuned[name], tensor), name
+    assert_same_weights("tuned", "same")
 
 
 def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
@@ -56,9 +64,7 @@ def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
     options = {"max_steps": 1, "clicks": 1, "use_cpu": True, "disable_tqdm": True}
     samples = load_samples("data", ignore_value=255)
     expected = finetune("tiny", samples, "expected", samples, **options)
-    tuned = SegmentAnythingModel.from_pretrained("tuned").state_dict()
-    for name, tensor in expected.model.state_dict().items():
-        assert torch.equal(tuned[name], tensor), name
+    assert_same_weights("tuned", "expected")
     state = tmp_path / "tuned" / "checkpoints" / "checkpoint-1" / "trainer_state.json"
     log = json.loads(state.read_text())["log_history"]
     for name in ("loss", "eval_iou_box", "eval_iou_click"):
@@ -66,6 +72,20 @@ def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
             [entry[name] for entry in entries if name in entry] for entries in (log, expected.log)
         )
         assert figures == wanted != []
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_command(run_on_data, monkeypatch):
+    """To the weights that the command gives by itself."""
+    options = "data --eval-data data --steps 1 --clicks 1"
+    assert run_on_data(f"finetune {options} --output alone")[0] == 0
+    monkeypatch.setenv("PATH", get_path("scripts"), prepend=os.pathsep)
+    launch = "accelerate launch --cpu --num_processes 1 --no_python segment-anything finetune"
+    line = f"{launch} {options} --output launched --model tiny --device cpu"
+    done = subprocess.run(shlex.split(line), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "mean IoU with a box: 0." in done.stdout
+    assert_same_weights("launched", "alone")
 
 
 def test_a_split_to_learn_from_and_one_to_measure(run_on_data, tmp_path, monkeypatch):
