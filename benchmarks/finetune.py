@@ -39,6 +39,7 @@ from segment_anything_transformers.quality_measures import deepest_point, masks_
 from segment_anything_transformers.samples import Samples
 
 CLICKS = [1, 3]
+SETTINGS = {"objects_per_image": 6, "learning_rate": 5e-4, "save_strategy": "no"}
 SHOWN = 2
 FOUND = 0.5
 """IoU of a mask that finds an object."""
@@ -106,11 +107,9 @@ def learn(model: SegmentAnythingModel, train: Samples, options: argparse.Namespa
         mode=options.mode,
         max_steps=options.steps,
         clicks=options.clicks,
-        objects_per_image=6,
-        save_strategy="no",
-        learning_rate=5e-4,
         callbacks=[StopAfter(60 * options.minutes)],
         use_cpu=True,
+        **SETTINGS,
     )
 
 
@@ -145,6 +144,7 @@ def main() -> None:
             "model": options.model,
             "mode": options.mode,
             "images": options.images,
+            "settings": {"clicks": options.clicks, **SETTINGS},
             "seconds": seconds,
             "steps": result.log[-1]["step"],
             "before": {**before.means()["all"], "pipeline": found["before"]},

@@ -4,7 +4,9 @@
     accelerate launch -m examples.finetune cells --output my-sam --bf16
 
 The command `segment-anything finetune` and the function `finetune` do the same with more options.
-Take this where you need a Trainer of your own: callbacks, another optimizer, logging, the Hub.
+They refuse faulty samples unless they are asked to skip them; this skips those to learn from, and
+names them. Take it where you need a Trainer of your own: callbacks, another optimizer, logging, the
+Hub.
 """
 
 import argparse

@@ -69,6 +69,7 @@ def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
         "model": "sam_vit_t",
         "mode": "decoder",
         "images": 64,
+        "settings": {"clicks": 3, "save_strategy": "no"},
         "seconds": 90.0,
         "steps": 123,
         "before": figures,
@@ -91,6 +92,7 @@ def test_a_new_measurement_replaces_the_old(tmp_path, monkeypatch):
     assert "| one click | 0.40 | 0.72 | +0.32 |" in text
     assert "finds, in 8 of the pictures | 0.25 | 0.25 | +0.00 |" in text
     assert "64 pictures for 1.5 minutes (123 steps" in text
+    assert 'with `clicks=3, save_strategy="no"` instead of the defaults' in text
     assert "(../images/finetune-cells.png)" in text
     assert "| `decoder` | 3.2 GB | 14 s |" in text
     measured.keep("finetune", results)

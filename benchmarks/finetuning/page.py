@@ -38,13 +38,15 @@ def gain_text(results: dict) -> str:
     searched = ""
     if "pipeline" in results["before"]:
         searched = ', and the share of them that `pipeline("mask-generation")` finds at IoU 0.5'
+    settings = ", ".join(f"{name}={json.dumps(v)}" for name, v in results["settings"].items())
     lines = [
         "## What it brings",
         "",
         f"Drawn cells, which the model never saw. The mode `{results['mode']}` learnt from "
         f"{results['images']} pictures for {results['seconds'] / 60:.1f} minutes "
-        f"({results['steps']} steps, encoding included; {machine_text(results['machine'])}). Mean "
-        f"IoU of the {results['before']['objects']} objects in other pictures{searched}:",
+        f"({results['steps']} steps, encoding included; {machine_text(results['machine'])}), with "
+        f"`{settings}` instead of the defaults. Mean IoU of the {results['before']['objects']} "
+        f"objects in other pictures{searched}:",
         "",
         table([f"`{results['model']}`", "before", "after", ""], rows),
         "",
