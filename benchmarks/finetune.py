@@ -12,6 +12,7 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ from segment_anything_transformers.quality_measures import deepest_point, masks_
 from segment_anything_transformers.samples import Samples
 
 CLICKS = [1, 3]
-SETTINGS = {"objects_per_image": 6, "learning_rate": 5e-4, "save_strategy": "no"}
+SETTINGS: dict[str, Any] = {"objects_per_image": 6, "learning_rate": 5e-4, "save_strategy": "no"}
 SHOWN = 2
 FOUND = 0.5
 """IoU of a mask that finds an object."""
