@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.quality import CORRELATION, HELD_OUT, PHOTOGRAPHED, PLAIN, SIZES
+from benchmarks.quality import CORRELATION, HELD_OUT, PHOTOGRAPHED, PLAIN, SIZES, ZOOMED
 from benchmarks.speeds import page
 
 FILE = Path(__file__).parent / "images" / "training-curve.png"
@@ -122,17 +122,21 @@ def estimate() -> str:
 
 
 def compared() -> str:
-    """Figures of the weights before the photographs, of those shipped, and of their teacher."""
+    """Figures of the weights before the photographs, of those shipped, and of their teacher.
+
+    Where it was measured, zoomed too.
+    """
     models = {"before them": BEFORE, "shipped": SHIPPED, "the teacher's": TEACHER}
     rows = []
     for pictures in (HELD_OUT, PLAIN, PHOTOGRAPHED):
         for weights, file in models.items():
             measured = json.loads((RESULTS / file).read_text())
-            if pictures not in measured:
-                continue
-            figures = measured[pictures]["all"]
-            cells = [f"{figures[name]:.2f}" if name in figures else "" for name in COMPARED]
-            rows.append([pictures, weights, *cells, f"{measured[CORRELATION][pictures]:.2f}"])
+            for title in (pictures, ZOOMED.format(pictures)):
+                if title not in measured:
+                    continue
+                figures = measured[title]["all"]
+                cells = [f"{figures[name]:.2f}" if name in figures else "" for name in COMPARED]
+                rows.append([title, weights, *cells, f"{measured[CORRELATION][title]:.2f}"])
     return page.table(["pictures", "weights", *COMPARED, "Spearman"], rows)
 
 

@@ -48,9 +48,9 @@ def build_card(name: str, owner: str = OWNER) -> ModelCard:
     model, quality = MODELS[name], _quality(name)
     config = SegmentAnythingModelConfig.from_preset(name)
     parameters = _parameter_count(config)
-    rows = quality.get(PICTURES, {})
+    tables = {title: rows for title, rows in quality.items() if title.startswith(PICTURES)}
     return ModelCard.from_template(
-        _card_data(name, rows),
+        _card_data(name, tables.get(PICTURES, {})),
         template_path=str(HERE / "card.md.jinja"),
         name=name,
         repository=f"{owner}/{name}",
@@ -66,8 +66,7 @@ def build_card(name: str, owner: str = OWNER) -> ModelCard:
         limits=model.limits,
         bias=model.bias,
         base_model=model.base_model,
-        quality=rows,
-        quality_columns=list(rows.get("all", {})),
+        quality=tables,
         quality_command="python -m benchmarks.quality",
         machine=quality.get("machine"),
     )

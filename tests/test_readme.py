@@ -30,7 +30,7 @@ def test_the_python_code_runs_from_top_to_bottom(tmp_path, monkeypatch):
     photo.resize((200, 300)).save("other.jpg")
     names = {}
     blocks = code_blocks(README, "python")
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert image_size("everything.png") == photo.size
