@@ -152,6 +152,7 @@ def grab_cut(image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
     if min(rectangle[2:]) < 2 or (rectangle[2] * rectangle[3]) >= labels.size:
         return filled_box(image, box)
     history = np.zeros((2, 1, 65))
+    cv2.setRNGSeed(0)  # it draws where it starts
     cv2.grabCut(image, labels, rectangle, history[0], history[1], 5, cv2.GC_INIT_WITH_RECT)
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
@@ -337,6 +338,12 @@ def checksum(source: str) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
+def kept(file: Path | None, weights: str | None) -> dict[str, Any]:
+    """The results in a file, if they are of the same weights: what is not measured now stays."""
+    before = json.loads(file.read_text()) if file and file.exists() else {}
+    return before if weights and before.get(WEIGHTS) == weights else {}
+
+
 def main() -> None:
     """Measures, shows, and writes what it is told to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -346,7 +353,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=Path, help="folder of held-out scenes")
     parser.add_argument("--pools", type=Path, help="folder of the pools that they are made of")
     parser.add_argument("--count", type=int, default=128, help="number of scenes of each kind")
-    parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--output", type=Path, help="JSON file; what it has stays")
     parser.add_argument("--readme", type=Path, help="text whose section Quality is written anew")
     options = parser.parse_args()
     predictor = SAMPredictor(loaded(options.model))
@@ -354,8 +361,8 @@ def main() -> None:
         "model": options.model,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         WEIGHTS: checksum(options.model),
-        CORRELATION: {},
     }
+    results = {CORRELATION: {}, **kept(options.output, results[WEIGHTS]), **results}
     rendered: dict[str, list[Sample]] = {}
     for title, folder, source in (
         (HELD_OUT, options.scenes, scenes),

@@ -51,7 +51,7 @@ from examples.scene_dataset import (
 )
 from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead
-from examples.training_start import EncoderShape, initial_model
+from examples.training_start import STARTS, EncoderShape, initial_model
 from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
 
 AVERAGE_DECAY = 0.998
@@ -80,6 +80,13 @@ def parse_arguments() -> argparse.Namespace:
     shape = parser.add_argument_group("shape of the image encoder, if it is not the preset's")
     for name, value in EncoderShape()._asdict().items():
         shape.add_argument(f"--{name}", type=int, help=f"instead of {value}")
+    parser.add_argument(
+        "--random",
+        nargs="+",
+        choices=STARTS,
+        default=[],
+        help="what of a new model starts at random",
+    )
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
     parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
     parser.add_argument("--batch-size", type=int, default=16, help="images a step")
@@ -97,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--decay-steps", type=int, default=0, help="steps of the final decay")
     parser.add_argument("--warmup-steps", type=int, default=300, help="steps of the rise")
     parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument(
         "--corrections", type=float, default=0.3, help="share of steps with correcting clicks"
@@ -113,8 +121,11 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in EncoderShape._fields}
     given = {name: value for name, value in given.items() if value is not None}
-    if given and (options.initial or options.frame):
-        parser.error(f"--{min(given)} is a new model's; --initial and --frame start from another")
+    of_new_models = [*given, *["random"] * bool(options.random)]
+    if of_new_models and (options.initial or options.frame):
+        parser.error(
+            f"--{min(of_new_models)} is a new model's; --initial and --frame start from another"
+        )
     options.shape = EncoderShape(**given)
     if options.minutes and PROCESSES > 1:
         parser.error("--minutes is for one process: others would end at another step")
@@ -137,19 +148,23 @@ def learning_rate_share(step: int, scheduled: float, options: argparse.Namespace
 
 
 def make_optimizers(model: nn.Module, options: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the rest: twice the progress of AdamW alone in a step.
+    """Muon for the matrices unless AdamW is asked for, AdamW for the rest.
 
     Biases, norms, embeddings and positions do not decay.
     """
     named = list(model.named_parameters())
     plain = {n for n, p in named if p.ndim == 1 or any(part in n for part in NO_MATRICES)}
-    matrices = [p for n, p in named if n not in plain and p.ndim == 2]
-    kernels = [p for n, p in named if n not in plain and p.ndim > 2]
+    by_muon = {n for n, p in named if p.ndim == 2 and options.optimizer == "muon"} - plain
+    matrices = [p for n, p in named if n in by_muon]
+    others = [p for n, p in named if n not in plain | by_muon]
     rest = [p for n, p in named if n in plain]
     rate, decay = options.learning_rate, options.weight_decay
+    groups = [{"params": others, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    if not matrices:
+        return [adamw]
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-    return [muon, torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+    return [muon, adamw]
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -184,7 +199,11 @@ class Run:
             use_frame(model)
         else:
             model = initial_model(
-                options.initial, options.initial_encoder, attention, options.shape
+                options.initial,
+                options.initial_encoder,
+                attention,
+                options.shape,
+                options.random,
             )
         head = DenseHead(model.config.embed_dim)
         self.parts = nn.ModuleDict({"model": model, "head": head}).to(options.device).train()

@@ -5,6 +5,7 @@ Both can be learned, from many thousand pictures; a start near them saves these 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +23,9 @@ from segment_anything_transformers.modeling_segment_anything import (
 
 FREQUENCIES = (0.125, 6.0)
 """Lowest and highest frequency that `start_by_position` gives, in periods over half a picture."""
+
+STARTS = ("patches", "positions")
+"""What can be left random: see `start_by_frequency` and `start_by_position`."""
 
 COLOUR_AXES = ((1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (1.0, 1.0, -2.0))
 """Grey, red against green, and both against blue."""
@@ -64,6 +68,7 @@ def initial_model(
     encoder: str | None,
     attn_implementation: str,
     shape: EncoderShape | None = None,
+    random: Sequence[str] = (),
 ) -> SegmentAnythingModel:
     """A trained model, or one at the start, its image encoder maybe trained.
 
@@ -72,6 +77,7 @@ def initial_model(
         encoder: Without `preset`: a model whose image encoder alone is taken over.
         attn_implementation: "eager" or "sdpa".
         shape: Without `preset`: the image encoder's shape; None is that of `sam_vit_t`.
+        random: Without `preset`: which of `STARTS` are left out.
     """
     if preset:
         return SegmentAnythingModel.from_pretrained(preset, attn_implementation=attn_implementation)
@@ -80,8 +86,10 @@ def initial_model(
         "sam_vit_t", attn_implementation=attn_implementation, **fields
     )
     model = SegmentAnythingModel(config)
-    start_by_frequency(model.image_encoder.patch_embed.proj.weight)
-    start_by_position(model)
+    if "patches" not in random:
+        start_by_frequency(model.image_encoder.patch_embed.proj.weight)
+    if "positions" not in random:
+        start_by_position(model)
     if encoder:
         trained = SegmentAnythingModel.from_pretrained(encoder)
         model.image_encoder.load_state_dict(trained.image_encoder.state_dict())

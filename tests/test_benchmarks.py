@@ -411,6 +411,15 @@ def test_the_teacher_is_measured_where_its_files_are(tmp_path, monkeypatch):
     assert quality.loaded(str(tmp_path)) == (tmp_path, True)
 
 
+def test_results_of_the_same_weights_stay(tmp_path):
+    file = tmp_path / "quality.json"
+    assert quality.kept(None, "a") == quality.kept(file, "a") == {}
+    results = {quality.WEIGHTS: "a", quality.HELD_OUT: {}}
+    file.write_text(json.dumps(results))
+    assert quality.kept(file, "a") == results
+    assert quality.kept(file, "b") == quality.kept(file, None) == {}
+
+
 def test_plain_scenes_are_made_of_a_folder_of_pools(tmp_path):
     photograph = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
     write_pool(tmp_path / "photographs", iter([(0, photograph)]), 3)

@@ -95,7 +95,9 @@ def _add_training_options(group: Any) -> None:
     )
     group.add_argument("--bf16", action="store_true", help="compute in bfloat16, learn in float32")
     group.add_argument(
-        "--checkpointing", action="store_true", help="take less memory and more time"
+        "--checkpointing",
+        action="store_true",
+        help="activation checkpointing where the image encoder learns: less memory, more time",
     )
 
 

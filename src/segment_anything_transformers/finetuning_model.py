@@ -53,12 +53,12 @@ class InteractiveSegmentAnythingModel(SegmentAnythingModel):
 
     def _interact(self, image_embeddings: Tensor, labels: Tensor) -> Tensor:
         def decode(*prompts: Any) -> tuple[Tensor, Tensor]:
-            if self.is_activation_checkpointing:
-                logits, scores = checkpoint(
-                    self.decode, image_embeddings, *prompts, use_reentrant=False
-                )
-                return logits, scores
-            return self.decode(image_embeddings, *prompts)
+            # What every correction computes is not kept until the gradients: it would be several
+            # times as much as all else that the mode "decoder" needs.
+            logits, scores = checkpoint(
+                self.decode, image_embeddings, *prompts, use_reentrant=False
+            )
+            return logits, scores
 
         patch = self.config.encoder_patch_size
         grid_h, grid_w = image_embeddings.shape[2:]

@@ -69,6 +69,27 @@ def test_the_rate_rises_stays_and_falls_to_zero():
     assert shares[16:] == [0.8, 0.6, 0.4, 0.2, 0.0]
 
 
+@pytest.mark.parametrize(("optimizer", "kinds"), [("muon", 2), ("adamw", 1)])
+def test_every_weight_has_one_optimizer(optimizer, kinds):
+    model = SegmentAnythingModel.from_pretrained("sam_vit_t")
+    options = Namespace(learning_rate=1e-3, weight_decay=0.05, optimizer=optimizer)
+    optimizers = train_sam_vit_t.make_optimizers(model, options)
+    assert len(optimizers) == kinds
+    groups = [group for one in optimizers for group in one.param_groups]
+    learning = [weight for group in groups for weight in group["params"]]
+    assert {*map(id, learning)} == {*map(id, model.parameters())}
+    assert len(learning) == len(list(model.parameters()))
+    decay = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    assert decay[id(model.image_encoder.blocks[0].mlp.lin1.weight)] == 0.05
+    assert decay[id(model.image_encoder.blocks[0].mlp.lin1.bias)] == 0
+
+
+def test_what_is_a_new_models_is_refused_with_another(train, capsys):
+    with pytest.raises(SystemExit):
+        train("other", 2, "--random", "patches")
+    assert "--random is a new model's" in capsys.readouterr().err
+
+
 def test_with_minutes_the_time_decides():
     options = Namespace(warmup_steps=2, steps=100, decay_steps=50, minutes=2.0)
     scheduled = [train_sam_vit_t.scheduled_step(9, seconds, options) for seconds in (0, 60, 90)]

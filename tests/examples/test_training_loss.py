@@ -15,7 +15,7 @@ from examples.training_loss import (
     training_loss,
     true_iou,
 )
-from examples.training_start import EncoderShape, initial_model
+from examples.training_start import STARTS, EncoderShape, initial_model
 from segment_anything_transformers import SegmentAnythingModelConfig
 from segment_anything_transformers.configuration_segment_anything import PADDING
 
@@ -157,3 +157,19 @@ def test_the_usual_shape_is_that_of_the_preset():
     assert {name: getattr(usual, name) for name in EncoderShape().fields()} == (
         EncoderShape().fields()
     )
+
+
+@pytest.mark.parametrize("random", [(), *[(start,) for start in STARTS], STARTS])
+def test_what_is_left_random_starts_at_random(random):
+    def weights(*random):
+        torch.manual_seed(0)
+        model = initial_model(None, None, "eager", random=random)
+        return (
+            model.image_encoder.patch_embed.proj.weight,
+            model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix,
+        )
+
+    known, drawn = weights(), weights(*STARTS)
+    for start, weight, one, other in zip(STARTS, weights(*random), known, drawn, strict=True):
+        assert not one.equal(other)
+        assert weight.equal(other if start in random else one)
