@@ -4,10 +4,10 @@
 
 `finetune` itself, for a few steps and in each mode: reading and encoding pictures, checkpoints,
 AdamW and its state, and saving the result are part of it. Every step has the objects and the
-corrections that are the defaults of `finetune`, with checkpointing; the mode `decoder`, which can
-do without, is measured without it too. Each run has a process of its own, whose peak of resident
-memory counts, Python and PyTorch included. The results go to benchmarks/results and onto the page
-about fine-tuning. Linux only.
+corrections that are the defaults of `finetune`; where the image encoder learns, it has activation
+checkpointing. Each mode has a process of its own, whose peak of resident memory counts, Python and
+PyTorch included. The results go to benchmarks/results and onto the page about fine-tuning. Linux
+only.
 """
 
 import argparse
@@ -32,12 +32,7 @@ from segment_anything_transformers import (
 from segment_anything_transformers.finetuning_model import Mode
 
 MODULE = "benchmarks.finetune_memory"
-RUNS = {
-    f"`{mode}`, activation checkpointing": ["--mode", mode, "--checkpointing"]
-    for mode in get_args(Mode)
-}
-RUNS["`decoder`"] = ["--mode", "decoder"]
-"""Options of each run's process."""
+MODES = get_args(Mode)
 
 
 def seconds_a_step(options: argparse.Namespace) -> float:
@@ -53,7 +48,7 @@ def seconds_a_step(options: argparse.Namespace) -> float:
             max_steps=options.steps,
             objects_per_image=options.objects,
             clicks=options.clicks,
-            activation_checkpointing=options.checkpointing,
+            activation_checkpointing=options.mode != "decoder",
             use_cpu=True,
             disable_tqdm=True,
         )
@@ -61,7 +56,7 @@ def seconds_a_step(options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    """Measures every run and writes the figures, or measures the mode that is asked for."""
+    """Measures every mode and writes the figures, or measures the one that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="sam_vit_b")
     defaults = signature(finetune).parameters
@@ -69,8 +64,7 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=defaults["clicks"].default)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--mode", choices=get_args(Mode), help="this one, in this process")
-    parser.add_argument("--checkpointing", action="store_true", help="in this process")
+    parser.add_argument("--mode", choices=MODES, help="this one, in this process")
     parser.add_argument("--no-docs", action="store_true", help="print the figures alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -79,17 +73,17 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"peak": peak, "seconds": seconds}))
         return
-    runs = {
-        name: measure.in_process(MODULE, [*sys.argv[1:], *arguments], options.threads)
-        for name, arguments in RUNS.items()
+    modes = {
+        mode: measure.in_process(MODULE, [*sys.argv[1:], "--mode", mode], options.threads)
+        for mode in MODES
     }
-    for name, figures in runs.items():
-        print(f"{name}: {figures['peak'] / 1e9:.2f} GB, {figures['seconds']:.0f} s a step")
+    for mode, figures in modes.items():
+        print(f"{mode}: {figures['peak'] / 1e9:.2f} GB, {figures['seconds']:.0f} s a step")
     if not options.no_docs:
         asked = {name: getattr(options, name) for name in ("model", "objects", "clicks", "steps")}
         size = SegmentAnythingModelConfig.from_preset(options.model).input_size
         results = {"machine": measure.machine(options.threads), **asked, "input_size": size}
-        page.keep("finetune_memory", {**results, "runs": runs})
+        page.keep("finetune_memory", {**results, "modes": modes})
 
 
 if __name__ == "__main__":

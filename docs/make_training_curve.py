@@ -41,6 +41,8 @@ WEIGHTS = {
     BEFORE: Training({1024: 28_728}, "; then a GPU, no scene twice"),
     SHIPPED: Training({1024: 2_300}, "; then photographs"),
 }
+GPU_MINUTES = 8.2
+"""What the training to the weights `BEFORE` took on a GPU, an NVIDIA H200."""
 COMPARED = ("box, single", "box, best", "click, best", "click, oracle", "5 clicks", "everything")
 FIGURES = ("box, best", "click, best", "5 clicks")
 GOALS = {"box, best": 0.86, "click, best": 0.73, "5 clicks": 0.87}
@@ -67,11 +69,12 @@ def views(side: int | None = None) -> np.ndarray:
 
 def billion_pixels() -> np.ndarray:
     """Pixels that were seen until each of the weights; time on one machine grows with them."""
-    counts = [
-        sum(side**2 * number for side, number in training.views.items())
-        for training in WEIGHTS.values()
-    ]
-    return np.cumsum(counts) / 1e9
+    return np.cumsum([pixels_of(training) for training in WEIGHTS.values()]) / 1e9
+
+
+def pixels_of(training: Training) -> int:
+    """Pixels of all views of a training."""
+    return sum(side**2 * number for side, number in training.views.items())
 
 
 def table() -> str:
@@ -110,14 +113,17 @@ def line(name: str) -> tuple[float, float]:
 def estimate() -> str:
     """What is missing, and how far it would be if the lines went on."""
     rows = []
+    billions_an_hour = pixels_of(WEIGHTS[BEFORE]) / 1e9 / (GPU_MINUTES / 60)
     for name, goal in GOALS.items():
         slope, height = line(name)
         needed = 2 ** ((goal - height) / slope)
         reached = means(name)[-1]
         cells = [f"{reached:.2f}", f"{goal:.2f}", f"{slope:+.3f}", f"{needed:.0f}"]
-        rows.append([name, *cells, f"{needed / billion_pixels()[-1]:.0f} times"])
+        seen = billion_pixels()[-1]
+        cells += [f"{needed / seen:.0f} times", f"{(needed - seen) / billions_an_hour:.1f}"]
+        rows.append([name, *cells])
     heads = ["held-out scenes", "reached", "goal", "for twice the pixels"]
-    heads += ["billion pixels for the goal", "of what was seen"]
+    heads += ["billion pixels for the goal", "of what was seen", "hours more on the GPU"]
     return page.table(heads, rows)
 
 

@@ -62,8 +62,8 @@ def gain_text(results: dict) -> str:
 def memory_text(results: dict) -> str:
     """The most memory that fine-tuning takes, by what learns."""
     rows = [
-        [name, f"{figures['peak'] / 1e9:.1f} GB", f"{figures['seconds']:.0f} s"]
-        for name, figures in results["runs"].items()
+        [f"`{mode}`", f"{figures['peak'] / 1e9:.1f} GB", f"{figures['seconds']:.0f} s"]
+        for mode, figures in results["modes"].items()
     ]
     height, width = results["input_size"]
     lines = [
@@ -71,7 +71,8 @@ def memory_text(results: dict) -> str:
         "",
         f"`finetune` with the full `{results['model']}` for {results['steps']} steps, reading, "
         f"checkpoints and saving too: {height} x {width} pixels, {results['objects']} objects, "
-        f"{results['clicks']} corrections, float32 on the processor "
+        f"{results['clicks']} corrections, with activation checkpointing where the image encoder "
+        f"learns, float32 on the processor "
         f"({machine_text(results['machine'])}):",
         "",
         table(["mode", "most memory", "time a step"], rows),
