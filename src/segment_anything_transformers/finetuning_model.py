@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .loss_segment_anything import interactive_loss, mask_iou, resize_labels, segmentation_loss
 from .modeling_segment_anything import SegmentAnythingModel
@@ -20,6 +20,36 @@ _MISSING = -1.0
 """In place of an IoU, where a prompt set has no truth; what pads batches is negative too."""
 
 AnyModel = TypeVar("AnyModel", bound=SegmentAnythingModel)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Tensor, gradients: tuple[Tensor | None, ...], *inputs: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        [scale] = grads
+        known = (None if one is None else scale * one for one in ctx.gradients)
+        return None, None, *known
+
+
+def with_gradients(loss: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """The same loss, without what its gradients are computed from: they are computed at once.
+
+    Takes less memory where losses of several parts are added that each keep much.
+
+    Args:
+        loss: A number with a graph, which is freed.
+        inputs: All tensors that are to get gradients from it.
+    """
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return _WithGradients.apply(loss.detach(), gradients, *inputs)
 
 
 class InteractiveSegmentAnythingModel(SegmentAnythingModel):
@@ -52,18 +82,22 @@ class InteractiveSegmentAnythingModel(SegmentAnythingModel):
         return self._measure(image_embeddings, labels, **kwargs)
 
     def _interact(self, image_embeddings: Tensor, labels: Tensor) -> Tensor:
+        weights = (*self.prompt_encoder.parameters(), *self.mask_decoder.parameters())
+        learning = [one for one in (image_embeddings, *weights) if one.requires_grad]
+
         def decode(*prompts: Any) -> tuple[Tensor, Tensor]:
-            # What every correction computes is not kept until the gradients: it would be several
-            # times as much as all else that the mode "decoder" needs.
-            logits, scores = checkpoint(
-                self.decode, image_embeddings, *prompts, use_reentrant=False
-            )
-            return logits, scores
+            return self.decode(image_embeddings, *prompts)
+
+        def finished(loss: Tensor) -> Tensor:
+            # All rounds together keep several times as much as all else of the mode "decoder".
+            return with_gradients(loss, learning)
 
         patch = self.config.encoder_patch_size
         grid_h, grid_w = image_embeddings.shape[2:]
         input_hw = (grid_h * patch, grid_w * patch)
-        return interactive_loss(decode, labels, input_hw, self.mask_threshold, self.clicks)
+        return interactive_loss(
+            decode, labels, input_hw, self.mask_threshold, self.clicks, finished
+        )
 
     def _measure(
         self,

@@ -306,6 +306,7 @@ def interactive_loss(
     input_size: tuple[int, int],
     mask_threshold: float = 0.0,
     clicks: int = 8,
+    finished: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Tensor:
     """Mean loss over the rounds of a simulated interaction (appendix A).
 
@@ -322,11 +323,13 @@ def interactive_loss(
         input_size: (H, W) of the model input.
         mask_threshold: Logits above it belong to the mask.
         clicks: Corrections; 0 leaves the first round alone.
+        finished: Takes the loss of each round when it is known, and returns it as it is to be
+            added: no later round has gradients in an earlier one.
     """
     truth, known = read_labels(labels, labels.shape[1])
     points, point_labels, boxes = first_prompts(truth > 0.5, known, input_size)
     logits, scores = decode(points, point_labels, boxes, None, slice(None))
-    loss = loss_of_all_masks(logits, scores, labels, mask_threshold)
+    loss = finished(loss_of_all_masks(logits, scores, labels, mask_threshold))
     if clicks == 0:
         return loss
     target, is_known = (array[:, :, 0] for array in resize_labels(labels, logits))
@@ -343,7 +346,7 @@ def interactive_loss(
         points = torch.cat([points, click[:, :, None]], dim=2)
         point_labels = torch.cat([point_labels, label[:, :, None]], dim=2)
         logits, scores = decode(points, point_labels, boxes, masks, slice(0, 1))
-        loss = loss + segmentation_loss(logits, scores, labels, mask_threshold)
+        loss = loss + finished(segmentation_loss(logits, scores, labels, mask_threshold))
     return loss / (last + 1)
 
 
