@@ -320,7 +320,7 @@ def section(results: dict[str, Any]) -> str:
             "",
         ]
     shares = [f"{value:.2f} on {title}" for title, value in results[CORRELATION].items()]
-    lines += [f"{CORRELATION}: {', '.join(shares)}.", ""]
+    lines += [f"{CORRELATION}: {'; '.join(shares)}.", ""]
     return "\n".join(lines)
 
 

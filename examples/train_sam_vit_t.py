@@ -121,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in EncoderShape._fields}
     given = {name: value for name, value in given.items() if value is not None}
-    of_new_models = [*given, *["random"] * bool(options.random)]
+    of_new_models = [*given, *(["random"] if options.random else [])]
     if of_new_models and (options.initial or options.frame):
         parser.error(
             f"--{min(of_new_models)} is a new model's; --initial and --frame start from another"

@@ -72,8 +72,7 @@ def memory_text(results: dict) -> str:
         f"`finetune` with the full `{results['model']}` for {results['steps']} steps, reading, "
         f"checkpoints and saving too: {height} x {width} pixels, {results['objects']} objects, "
         f"{results['clicks']} corrections, with activation checkpointing where the image encoder "
-        f"learns, float32 on the processor "
-        f"({machine_text(results['machine'])}):",
+        f"learns, float32 on the processor ({machine_text(results['machine'])}):",
         "",
         table(["mode", "most memory", "time a step"], rows),
         "",
