@@ -5,10 +5,10 @@
     python -m benchmarks.scaling --scenes scenes/train --held-out scenes/held_out
 
 Every training takes the same number of views of 256 pixels. In the part `scaling` the width or the
-scenes change, in `shapes` the shape of an image encoder of about the same size. They are measured
-on held-out scenes, and on scenes that all of them saw, as pictures of that size. Each part takes
-half an hour on two cores; tables and picture go to docs/training.md. `make bench` leaves it out, as
-it has no scenes.
+scenes change, in `shapes` the shape of an image encoder of about the same size, in `choices` one of
+the choices of the training itself. They are measured on held-out scenes, and on scenes that all of
+them saw, as pictures of that size. Each part takes half an hour on two cores; tables and picture go
+to docs/training.md. `make bench` leaves it out, as it has no scenes.
 """
 
 import argparse
@@ -48,10 +48,24 @@ class Training(NamedTuple):
     Attributes:
         shape: Of the image encoder.
         shards: Number of the shards of scenes that it sees, None for all.
+        choice: One of `CHOICES`.
     """
 
     shape: EncoderShape = EncoderShape()
     shards: int | None = None
+    choice: str = ""
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "": {},
+    "as it was": {},
+    "as it was, with another seed": {"seed": 1},
+    "random patches": {"random": ["patches"]},
+    "random positions": {"random": ["positions"]},
+    "no head that only training has": {"dense-weight": 0},
+    "AdamW for the matrices too": {"optimizer": "adamw"},
+}
+"""What differs from the training of the weights in the package, as options of the training."""
 
 
 PARTS = {
@@ -68,6 +82,7 @@ PARTS = {
         Training(EncoderShape(width=128, blocks=16)),
         Training(EncoderShape(window=4)),
     ),
+    "choices": tuple(Training(choice=choice) for choice in CHOICES if choice),
 }
 """What each table of the page compares."""
 
@@ -77,7 +92,7 @@ def shards_of(folder: Path, training: Training) -> list[tuple[Path, Path]]:
     return shards(folder)[: training.shards]
 
 
-def train(shape: EncoderShape, seen: list[tuple[Path, Path]], output: Path, steps: int) -> None:
+def train(training: Training, seen: list[tuple[Path, Path]], output: Path, steps: int) -> None:
     """Trains in two processes on some shards."""
     with TemporaryDirectory() as folder:
         for path in (path for pair in seen for path in pair):
@@ -85,7 +100,7 @@ def train(shape: EncoderShape, seen: list[tuple[Path, Path]], output: Path, step
         options = {
             "scenes": folder,
             "output": output,
-            **shape._asdict(),
+            **training.shape._asdict(),
             "size": SIZE,
             "batch-size": BATCH,
             "steps": steps,
@@ -95,10 +110,12 @@ def train(shape: EncoderShape, seen: list[tuple[Path, Path]], output: Path, step
             "corrections": 0.0,
             "save-every": steps,
             "precision": "bf16",
+            **CHOICES[training.choice],
         }
         command = [sys.executable, "-m", "torch.distributed.run"]
         command += ["--nproc-per-node", str(PROCESSES), "-m", "examples.train_sam_vit_t"]
-        command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        for name, value in options.items():
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, cwd=page.ROOT, env=environment)
 
@@ -115,7 +132,7 @@ def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one training."""
     seen = shards_of(options.scenes, training)
     with TemporaryDirectory() as output:
-        train(training.shape, seen, Path(output), options.steps)
+        train(training, seen, Path(output), options.steps)
         log = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
         model = SegmentAnythingModel.from_pretrained(
             Path(output) / "model", input_size=(SIZE, SIZE)
@@ -123,6 +140,7 @@ def result(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **training.shape._asdict(),
         "shards": training.shards,
+        "choice": training.choice,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "scenes": sum(len(np.load(images, mmap_mode="r")) for images, _ in seen),
         "held out": measured(model, options.held_out),
@@ -135,16 +153,14 @@ def table(part: str, results: dict[str, Any]) -> str:
     """A part of the page: a row for each of its trainings."""
     rows = [
         [
-            *(str(one[name]) for name in EncoderShape._fields),
-            f"{one['parameters'] / 1e6:.1f} million",
-            f"{one['scenes']:,}",
+            *_differing(part, one).values(),
             f"{one['log'][-1]['seconds'] / 60:.1f}",
             *(" / ".join(f"{one[kind][n]:.2f}" for n in FIGURES) for kind in ("held out", "seen")),
         ]
         for one in results["trainings"]
     ]
     figures = " / ".join(FIGURES)
-    heads = [*EncoderShape._fields, "parameters", "scenes", "minutes"]
+    heads = [*_differing(part, results["trainings"][0]), "minutes"]
     heads += [f"held out: {figures}", f"seen: {figures}"]
     parts = [
         f"{results['views']:,} views of {SIZE} pixels each. Measured with "
@@ -153,6 +169,17 @@ def table(part: str, results: dict[str, Any]) -> str:
         page.table(heads, rows),
     ]
     return "\n\n".join(parts)
+
+
+def _differing(part: str, one: dict[str, Any]) -> dict[str, str]:
+    """What distinguishes a training from the others of its part, by the columns' heads."""
+    if part == "choices":
+        return {"training": one["choice"]}
+    return {
+        **{name: str(one[name]) for name in EncoderShape._fields},
+        "parameters": f"{one['parameters'] / 1e6:.1f} million",
+        "scenes": f"{one['scenes']:,}",
+    }
 
 
 def draw(results: dict[str, Any]) -> None:

@@ -299,7 +299,11 @@ def test_contestants_of_the_gpu_are_compared(monkeypatch):
 def test_the_page_shows_the_trainings_that_were_measured(part):
     results = json.loads(scaling.RESULTS.read_text())[part]
     measured = [
-        scaling.Training(EncoderShape(*(one[name] for name in EncoderShape._fields)), one["shards"])
+        scaling.Training(
+            EncoderShape(*(one[name] for name in EncoderShape._fields)),
+            one["shards"],
+            one.get("choice", ""),
+        )
         for one in results["trainings"]
     ]
     assert measured == list(scaling.PARTS[part])
@@ -321,10 +325,12 @@ def test_a_training_sees_the_first_shards(tmp_path, monkeypatch):
 
     def run(command, **options):
         assert command[command.index("--blocks") + 1] == "4"
+        assert command[-2:] == ["--random", "patches"]
         found.extend(shards(Path(command[command.index("--scenes") + 1])))
 
     monkeypatch.setattr(scaling.subprocess, "run", run)
-    scaling.train(EncoderShape(blocks=4), seen, tmp_path / "output", 4)
+    training = scaling.Training(EncoderShape(blocks=4), choice="random patches")
+    scaling.train(training, seen, tmp_path / "output", 4)
     assert [[path.name for path in pair] for pair in found] == [
         [f"images-{number:05d}.npy", f"instances-{number:05d}.npy"] for number in range(4)
     ]
