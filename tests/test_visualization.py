@@ -46,6 +46,22 @@ def test_the_edge_of_the_picture_is_no_outline(image):
     np.testing.assert_array_equal(drawn, expected)
 
 
+@pytest.mark.parametrize(("side", "width", "of_box"), [(6, 1, 1), (24, 2, 2), (480, 5, 10)])
+def test_lines_around_small_objects_are_thin(side, width, of_box):
+    """A photograph's usual lines would hide them."""
+    grey = np.full((1000, 2000, 3), 128, np.uint8)
+    mask = np.zeros((1000, 2000), bool)
+    mask[100 : 100 + side, 200 : 200 + side] = True
+    drawn = np.asarray(draw_masks(grey, [mask], [GOLD], opacity=0))
+    row = (drawn[100 + side // 2] == GOLD).all(-1)
+    assert np.flatnonzero(row)[:width].tolist() == [*range(200, 200 + width)]
+    assert np.count_nonzero(row) == 2 * width
+    box = (200, 100, 200 + side, 100 + side)
+    framed = np.asarray(draw_prompts(grey, boxes=[box]))[100 + side // 2]
+    seen = (framed[200 : 201 + side] == 128).all(-1)
+    assert np.count_nonzero(seen) == side + 1 - 2 * (of_box + 1)  # and a rim
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_smaller_mask_is_on_top(image, order):
     masks, colours = [rectangle(0, 0, 40, 60), rectangle(10, 10, 20, 20)], [BLUE, GOLD]

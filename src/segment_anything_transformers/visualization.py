@@ -12,6 +12,7 @@ BACKGROUND_COLOUR = "#dc2626"
 BOX_COLOUR = "#facc15"
 
 _GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
+_LINE_SHARE = 1 / 12  # a line's width over an object's side, at most: wider ones would hide it
 _SUPERSAMPLING = 4  # PIL draws jagged edges; shrinking a larger drawing smooths them
 
 
@@ -101,7 +102,8 @@ def draw_masks(
         colours: K colours, each a name such as "gold" or "#ffd700", or red, green and blue from 0
             to 255. By default those of `mask_colours`.
         opacity: How much of the mask's colour covers the image, from 0 to 1.
-        outline_width: Pixels; 0 draws none. By default it grows with the image.
+        outline_width: Pixels; 0 draws none. By default it grows with the image, and is less around
+            small masks.
 
     Returns:
         An RGB picture of the image's size. The image itself is unchanged.
@@ -116,13 +118,16 @@ def draw_masks(
     rgb = mask_colours(len(masks)) if colours is None else _checked_colours(colours, len(masks))
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie from 0 to 1, got {opacity}.")
-    width = _line_width(picture) if outline_width is None else outline_width
-    if width < 0:
-        raise ValueError(f"outline_width must be 0 or more pixels, got {width}.")
+    if outline_width is not None and outline_width < 0:
+        raise ValueError(f"outline_width must be 0 or more pixels, got {outline_width}.")
     pixels = np.array(picture)
     paint, alpha = pixels.copy(), np.zeros(pixels.shape[:2], np.float32)
-    for index in sorted(range(len(masks)), key=lambda i: -np.count_nonzero(masks[i])):
+    areas = np.array([np.count_nonzero(mask) for mask in masks])
+    for index in np.argsort(-areas, kind="stable"):
         paint[masks[index]], alpha[masks[index]] = rgb[index], opacity
+        width = outline_width
+        if width is None:
+            width = _line_width(picture, areas[index] ** 0.5)
         alpha[_inner_outline(masks[index], width)] = 1
     mixed = pixels + (paint.astype(np.float32) - pixels) * alpha[..., None]
     return Image.fromarray(np.round(mixed).astype(np.uint8))
@@ -146,9 +151,9 @@ def _checked_colours(colours: Sequence[Any] | np.ndarray, count: int) -> list[An
     return [ImageColor.getrgb(c)[:3] if isinstance(c, str) else c for c in colours]
 
 
-def _line_width(picture: Image.Image) -> int:
-    """A width of lines that looks the same in large and small pictures."""
-    return max(1, round(max(picture.size) / 400))
+def _line_width(picture: Image.Image, object_side: float, share: float = 1 / 400) -> int:
+    """A width of lines that looks the same in large and small pictures, but for small objects."""
+    return max(1, round(min(max(picture.size) * share, object_side * _LINE_SHARE)))
 
 
 def _inner_outline(mask: np.ndarray, width: int) -> np.ndarray:
@@ -214,7 +219,8 @@ def _checked_rows(name: str, rows: Any, length: int) -> np.ndarray:
 def _draw_box(picture: Image.Image, box_xyxy: np.ndarray) -> None:
     """A yellow frame with a dark rim, which is seen on any background."""
     left, top, right, bottom = (round(float(edge)) for edge in box_xyxy)
-    width, rim = 2 * _line_width(picture), 1
+    width = _line_width(picture, min(right - left, bottom - top), share=1 / 200)
+    rim = 1
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left - rim, top - rim, right + rim, bottom + rim), None, "black", width + 2)
     draw.rectangle((left, top, right, bottom), None, BOX_COLOUR, width)
