@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from segment_anything_transformers import modeling_segment_anything
 from segment_anything_transformers.backends import Backend, GoodMasks, TorchBackend, backend_for
 from tests.fake_backend import FakeBackend, small_config
 from tests.parity.peers import huggingface_model
@@ -92,7 +93,10 @@ def test_a_precision_that_is_none_is_refused():
         backend_for(random_model(small_config()), "int4")
 
 
-def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it():
+@pytest.mark.parametrize("upscaled", [1, 7, 100])
+def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it(monkeypatch, upscaled):
+    at_once = dict.fromkeys((True, False), upscaled)
+    monkeypatch.setattr(modeling_segment_anything, "_SETS_UPSCALED_AT_ONCE", at_once)
     config = small_config()
     backend = backend_for(random_model(config))
     embeddings = backend.encode_images(np.random.rand(1, 3, *config.input_size).astype(np.float32))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from segment_anything_transformers import modeling_segment_anything
 from segment_anything_transformers.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
@@ -81,16 +82,19 @@ def test_gradients_equal_those_of_the_plain_form():
         assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("upscaled", [1, 2, 100])
 @pytest.mark.parametrize("prompts_per_group", [1, 2, 100])
 @pytest.mark.parametrize("names", [("input_points",), ("input_points", "input_masks")])
 @torch.no_grad()
-def test_groups_make_no_difference(prompts_per_group, names):
+def test_groups_make_no_difference(monkeypatch, prompts_per_group, upscaled, names):
     model = random_model(small_config())
     prompts = random_prompts(model.config)
     given = {name: prompts[name] for name in names}
     embeddings = embeddings_of(model)
     expected = model.decode(embeddings, **given)
     model.mask_decoder.prompts_per_group = prompts_per_group
+    at_once = dict.fromkeys((True, False), upscaled)
+    monkeypatch.setattr(modeling_segment_anything, "_SETS_UPSCALED_AT_ONCE", at_once)
     for output, whole in zip(model.decode(embeddings, **given), expected, strict=True):
         assert_close(output, whole, **TOLERANCE)
 

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -56,6 +56,10 @@ _ROWS_AT_ONCE = 16
 
 _POSITIONS_AT_ONCE = {True: 1 << 14, False: 1 << 19}
 """Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
+
+_SETS_UPSCALED_AT_ONCE = {True: 1, False: 32}
+"""Prompt sets whose image is upscaled at a time, on a processor and elsewhere: one fills the cache
+of a processor, and the launch of its operations takes a GPU longer than their work."""
 
 
 @dataclass
@@ -1085,23 +1089,24 @@ class DecodedPrompts(NamedTuple):
     grid_hw: tuple[int, int]
 
     def split(self) -> list[Self]:
-        """Each of the prompt sets alone."""
-        return [self.of_set(index) for index in range(self.iou_scores.shape[1])]
+        """A few of the prompt sets at a time, as many as should be upscaled together."""
+        length = _SETS_UPSCALED_AT_ONCE[self.upscaled.device.type == "cpu"]
+        count = self.iou_scores.shape[1]
+        return [self.of_sets(slice(start, start + length)) for start in range(0, count, length)]
 
-    def of_set(self, index: int) -> Self:
-        """One of the prompt sets."""
-        one = slice(index, index + 1)
+    def of_sets(self, sets: slice | list[int]) -> Self:
+        """Some of the prompt sets."""
         scale, weights, rows, bias, _ = self.image
         return self._replace(
-            iou_scores=self.iou_scores[:, one],
-            mask_tokens=self.mask_tokens[:, one],
-            image=PromptedImage(scale[:, one], weights[:, one], rows[:, one], bias, ()),
-            upscaled=self.upscaled if self.upscaled.shape[1] == 1 else self.upscaled[:, one],
+            iou_scores=self.iou_scores[:, sets],
+            mask_tokens=self.mask_tokens[:, sets],
+            image=PromptedImage(scale[:, sets], weights[:, sets], rows[:, sets], bias, ()),
+            upscaled=self.upscaled if self.upscaled.shape[1] == 1 else self.upscaled[:, sets],
         )
 
 
 def _joined(parts: Iterator[Tensor], count: int) -> Tensor:
-    """So many parts of length 1 along the second axis, joined along it.
+    """Parts, of so many rows along the second axis in all, joined along it.
 
     Without gradients each is written into its place: small results that stay, among large ones
     that go, would scatter the free memory.
@@ -1110,9 +1115,10 @@ def _joined(parts: Iterator[Tensor], count: int) -> Tensor:
         return torch.cat([*parts], dim=1)
     first = next(parts)
     joined = first.new_empty(first.shape[0], count, *first.shape[2:])
-    joined[:, :1] = first
-    for index, part in enumerate(parts, start=1):
-        joined[:, index : index + 1] = part
+    start = 0
+    for part in chain([first], parts):
+        joined[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
     return joined
 
 
@@ -1173,13 +1179,13 @@ class MaskDecoder(nn.Module):
             return self.masks(whole, chosen), whole.iou_scores[..., selection]
         scores: list[Tensor] = []
 
-        def one_by_one() -> Iterator[Tensor]:  # upscaled, one prompt set's image fills the cache
+        def in_parts() -> Iterator[Tensor]:
             for group in decoded:
                 scores.append(group.iou_scores[..., selection])
                 yield from (self.masks(part, chosen) for part in group.split())
 
         sets = dense_embeddings if prompt_tokens is None else prompt_tokens
-        return _joined(one_by_one(), sets.shape[1]), torch.cat(scores, dim=1)
+        return _joined(in_parts(), sets.shape[1]), torch.cat(scores, dim=1)
 
     def decode(
         self,
@@ -1622,12 +1628,15 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         scores: list[Tensor] = []
         for decoded in self.mask_decoder.decode(*inputs):
             scores.append(decoded.iou_scores[0])
-            for part, is_good in zip(
-                decoded.split(), (scores[-1][:, 1:] > iou_threshold).tolist(), strict=True
-            ):
-                chosen = [1 + index for index, good in enumerate(is_good) if good]
-                if chosen:
-                    logits.append(self.mask_decoder.masks(part, chosen)[0, 0])
+            for part in decoded.split():
+                is_good = part.iou_scores[0, :, 1:] > iou_threshold
+                sets, numbers = (is_good.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+                if not sets:
+                    continue
+                if len(sets) < len(is_good):
+                    part = part.of_sets(sets)
+                made = self.mask_decoder.masks(part, [1 + number for number in numbers])[0]
+                logits.append(made[is_good[sets][:, numbers]])
         iou_scores = torch.cat(scores)[:, 1:]
         prompts, masks = (iou_scores > iou_threshold).nonzero(as_tuple=True)
         return torch.cat(logits), iou_scores[prompts, masks], prompts
