@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from examples.nested_parts import nested_masks
 from examples.photographs.storage import full_size, read_square, square_files
-from examples.scenes.compose import render_scene
+from examples.scenes.compose import render_plain_scene, render_scene
 from examples.scenes.pools import Pools
 from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
 
@@ -112,13 +112,18 @@ class StoredScenes:
 class RenderedScenes:
     """Scenes that are rendered when they are asked for: a training sees none of them twice."""
 
-    def __init__(self, pools: Path, seed: int) -> None:
+    def __init__(self, pools: Path, seed: int, plain: float = 0.0) -> None:
         """Opens the pools of a split, which `examples/scenes/render.py` makes.
+
+        Args:
+            pools: Their folder.
+            seed: Makes other scenes.
+            plain: Share of plain scenes (see `render_plain_scene`).
 
         Raises:
             FileNotFoundError: There are no pools.
         """
-        self.pools, self.seed = Pools.open(pools), seed
+        self.pools, self.seed, self.plain = Pools.open(pools), seed, plain
         if not any(len(pool) for pool in vars(self.pools).values()):
             raise FileNotFoundError(
                 f"No pools in {pools}. Make them first: python -m examples.scenes.render --help"
@@ -131,7 +136,9 @@ class RenderedScenes:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """A scene; seed and index decide it."""
         rng = np.random.default_rng((self.seed, index))
-        return render_scene(rng, self.pools, int(rng.choice(SCENE_SIDES)))
+        side = int(rng.choice(SCENE_SIDES))
+        render = render_plain_scene if self.plain and rng.random() < self.plain else render_scene
+        return render(rng, self.pools, side)
 
 
 class LabelledPhotographs:

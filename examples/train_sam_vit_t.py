@@ -69,6 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--scenes", type=Path, nargs="+", help="rendered scenes")
     source.add_argument("--pools", type=Path, help="what scenes are made of, to render meanwhile")
+    parser.add_argument(
+        "--plain", type=float, default=0.0, help="share of plain scenes among those of --pools"
+    )
     parser.add_argument("--photographs", type=Path, help="photographs that have masks, to add")
     parser.add_argument(
         "--photograph-share", type=float, default=0.5, help="share of views of photographs"
@@ -127,6 +130,8 @@ def parse_arguments() -> argparse.Namespace:
             f"--{min(of_new_models)} is a new model's; --initial and --frame start from another"
         )
     options.shape = EncoderShape(**given)
+    if options.plain and options.scenes:
+        parser.error("--plain is for --pools: stored scenes are what they are")
     if options.minutes and PROCESSES > 1:
         parser.error("--minutes is for one process: others would end at another step")
     return options
@@ -297,7 +302,7 @@ def batches(options: argparse.Namespace, start: int) -> DataLoader[Any]:
         photographs=options.photograph_share,
     )
     stored, pools, seed = options.scenes, options.pools, options.seed
-    scenes = StoredScenes(stored) if stored else RenderedScenes(pools, seed)
+    scenes = StoredScenes(stored) if stored else RenderedScenes(pools, seed, options.plain)
     photographs = LabelledPhotographs(options.photographs) if options.photographs else None
     data = SceneDataset(scenes, views, seed, photographs)
     first = start * options.batch_size * PROCESSES + RANK

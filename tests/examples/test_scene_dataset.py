@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from examples import scene_dataset
 from examples.nested_parts import LARGEST_SHARE, SMALLEST_SHARE, nested_masks
 from examples.scene_dataset import (
     SCENE_SIDES,
@@ -109,6 +110,14 @@ def test_rendered_scenes_are_decided_by_seed_and_index(pools):
     others = first[8][0], RenderedScenes(pools, 5)[7][0]
     assert not any(np.array_equal(first[7][0], other) for other in others)
     assert {len(first[index][0]) for index in range(16)} == set(SCENE_SIDES)
+
+
+def test_some_of_the_rendered_scenes_are_plain(pools, monkeypatch):
+    monkeypatch.setattr(scene_dataset, "render_scene", lambda *given: "hard")
+    monkeypatch.setattr(scene_dataset, "render_plain_scene", lambda *given: "plain")
+    found = [RenderedScenes(pools, 4, 0.25)[index] for index in range(400)]
+    assert 70 < found.count("plain") < 130
+    assert {RenderedScenes(pools, 4)[index] for index in range(40)} == {"hard"}
 
 
 def test_views_of_rendered_scenes_show_other_scenes(pools):

@@ -115,6 +115,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, monkeypatch, tmp_path):
     assert not (tmp_path / "broken" / "last.pt").exists()
 
 
+def test_stored_scenes_cannot_be_made_plain(train, capsys):
+    with pytest.raises(SystemExit):
+        train("plain", 2, "--plain", "0.2")
+    assert "--plain is for --pools" in capsys.readouterr().err
+
+
 def test_minutes_are_for_one_process(train, monkeypatch, capsys):
     monkeypatch.setattr(train_sam_vit_t, "PROCESSES", 2)
     with pytest.raises(SystemExit):
