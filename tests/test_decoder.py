@@ -99,6 +99,18 @@ def test_groups_make_no_difference(monkeypatch, prompts_per_group, upscaled, nam
         assert_close(output, whole, **TOLERANCE)
 
 
+def test_gradients_are_of_one_group_but_on_a_processor():
+    """Memory is the same, and a GPU waits less for launches."""
+    decoder = random_model(small_config()).mask_decoder
+    embeddings = torch.zeros(4, 32, 64, 64)
+    assert len(decoder._groups(1000, embeddings)) > 1
+    assert decoder._groups(1000, embeddings.to("meta")) == [slice(None)]
+    with torch.no_grad():
+        assert len(decoder._groups(1000, embeddings.to("meta"))) > 1
+    decoder.prompts_per_group = 500
+    assert len(decoder._groups(1000, embeddings.to("meta"))) == 2
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_full_size_decoder_equals_its_plain_form():

@@ -1254,12 +1254,18 @@ class MaskDecoder(nn.Module):
         return result
 
     def _groups(self, sets: int, image_embeddings: Tensor) -> list[slice]:
-        """Prompt sets that are decoded together: all of them in a graph that is traced."""
-        if torch.compiler.is_compiling():
-            return [slice(None)]
+        """Prompt sets that are decoded together.
+
+        They are all of them in a graph that is traced, and for gradients on a GPU: these keep what
+        all groups made, so that only a processor's cache is a reason for small ones.
+        """
+        is_cpu = image_embeddings.device.type == "cpu"
         length = self.prompts_per_group
+        keeps_all = torch.is_grad_enabled() and not is_cpu and length is None
+        if torch.compiler.is_compiling() or keeps_all:
+            return [slice(None)]
         if length is None:
-            positions = _POSITIONS_AT_ONCE[image_embeddings.device.type == "cpu"]
+            positions = _POSITIONS_AT_ONCE[is_cpu]
             length = max(1, positions // image_embeddings[:, 0].numel())
         return [slice(start, start + length) for start in range(0, sets, length)]
 
