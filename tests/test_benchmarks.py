@@ -302,7 +302,7 @@ def test_the_page_shows_the_trainings_that_were_measured(part):
         scaling.Training(
             EncoderShape(*(one[name] for name in EncoderShape._fields)),
             one["shards"],
-            one.get("choice", ""),
+            one.get("choice", scaling.AS_IT_WAS),
         )
         for one in results["trainings"]
     ]
