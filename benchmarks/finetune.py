@@ -33,11 +33,11 @@ from segment_anything_transformers import (
     finetune,
     load_samples,
 )
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.evaluation_report import draw_worst, quality_table
-from segment_anything_transformers.finetuning import Finetuned
-from segment_anything_transformers.quality_measures import deepest_point, masks_iou
-from segment_anything_transformers.samples import Samples
+from segment_anything_transformers.data.samples import Samples
+from segment_anything_transformers.evaluation.measures import deepest_point, masks_iou
+from segment_anything_transformers.evaluation.report import draw_worst, quality_table
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.training.finetuning import Finetuned
 
 CLICKS = [1, 3]
 SETTINGS: dict[str, Any] = {"objects_per_image": 6, "learning_rate": 5e-4, "save_strategy": "no"}

@@ -29,7 +29,7 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     finetune,
 )
-from segment_anything_transformers.finetuning_model import Mode
+from segment_anything_transformers.training.interactive_model import Mode
 
 MODULE = "benchmarks.finetune_memory"
 MODES = get_args(Mode)

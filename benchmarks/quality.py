@@ -46,11 +46,11 @@ from examples.scenes import sources
 from examples.scenes.compose import render_plain_scene
 from examples.scenes.pools import Pools
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.checkpoints import SAFETENSORS, WEIGHTS_FOLDER
-from segment_anything_transformers.configuration_segment_anything import is_preset
-from segment_anything_transformers.evaluation import Evaluation, evaluate
-from segment_anything_transformers.quality_measures import deepest_point, masks_iou
-from segment_anything_transformers.samples import Sample
+from segment_anything_transformers.data.samples import Sample
+from segment_anything_transformers.evaluation.evaluation import Evaluation, evaluate
+from segment_anything_transformers.evaluation.measures import deepest_point, masks_iou
+from segment_anything_transformers.model.checkpoints import SAFETENSORS, WEIGHTS_FOLDER
+from segment_anything_transformers.model.configuration_segment_anything import is_preset
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 SIZES = {

@@ -28,7 +28,7 @@ from benchmarks.speeds import measure, page
 from examples.scene_dataset import shards
 from examples.training_start import EncoderShape
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.evaluation import evaluate
+from segment_anything_transformers.evaluation.evaluation import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 PICTURE = page.ROOT / "docs" / "images" / "scaling.png"

@@ -28,16 +28,16 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.mask_ops import (
+from segment_anything_transformers.data.samples import Sample
+from segment_anything_transformers.evaluation.measures import masks_iou
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import (
     masks_to_boxes,
     nms,
     point_grid,
     resize_bilinear,
     stability_scores,
 )
-from segment_anything_transformers.quality_measures import masks_iou
-from segment_anything_transformers.samples import Sample
 
 RESULTS = Path(__file__).parent / "results" / "thresholds.json"
 PAGE = page.ROOT / "docs" / "training.md"

@@ -13,12 +13,12 @@ from conversion import peers
 from conversion.peers import Peer
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.checkpoints import read_weights
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.checkpoints import read_weights
+from segment_anything_transformers.model.configuration_segment_anything import (
     PRESETS,
     preset_repository,
 )
-from segment_anything_transformers.weight_names import naming_of
+from segment_anything_transformers.model.weight_names import naming_of
 
 TOLERANCE = 1e-3
 

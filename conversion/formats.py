@@ -12,15 +12,15 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingProcessor,
 )
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     ENCODER_NORM_EPS,
     preset_of,
 )
-from segment_anything_transformers.huggingface_sam import (
+from segment_anything_transformers.model.huggingface_sam import (
     config_to_huggingface,
     processor_to_huggingface,
 )
-from segment_anything_transformers.weight_names import to_huggingface
+from segment_anything_transformers.model.weight_names import to_huggingface
 
 
 def write_ours(model: SegmentAnythingModel, folder: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.configuration_segment_anything import PADDING
+from segment_anything_transformers.model.configuration_segment_anything import PADDING
 
 Prompts = Mapping[str, Tensor]
 """`input_points` (1, P, M1, 2) with `input_labels` (1, P, M1), `input_boxes` (1, P, 4), or both."""

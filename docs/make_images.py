@@ -18,9 +18,9 @@ from segment_anything_transformers import (
     draw_masks,
     draw_prompts,
 )
-from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.zoom import Region
+from segment_anything_transformers.cli.main import DEMO_IMAGE, DEMO_POINT
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.prediction.zoom import Region
 
 FOLDER = Path(__file__).parent / "images"
 TUTORIAL_POINTS, TUTORIAL_LABELS = [(285, 90), (300, 170)], [1, 0]

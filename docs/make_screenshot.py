@@ -8,8 +8,8 @@ from playwright.sync_api import Page, sync_playwright
 
 import segment_anything_transformers
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
-from segment_anything_transformers.demo_app import build_app, start
+from segment_anything_transformers.cli.main import DEMO_IMAGE, DEMO_POINT
+from segment_anything_transformers.demo.app import build_app, start
 
 FILE = Path(__file__).parent / "images" / "demo.png"
 

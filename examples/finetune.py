@@ -21,14 +21,14 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
     load_samples,
 )
-from segment_anything_transformers.finetuning import (
+from segment_anything_transformers.training.batches import ObjectsDataset, keep_embeddings
+from segment_anything_transformers.training.finetuning import (
     LEARNING_RATES,
     SegmentAnythingTrainer,
     find_checkpoint,
     training_arguments,
 )
-from segment_anything_transformers.finetuning_model import prepare_model, trained_model
-from segment_anything_transformers.training_data import ObjectsDataset, keep_embeddings
+from segment_anything_transformers.training.interactive_model import prepare_model, trained_model
 
 
 def main(arguments: list[str] | None = None) -> None:

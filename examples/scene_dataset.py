@@ -12,7 +12,7 @@ from examples.nested_parts import nested_masks
 from examples.photographs.storage import full_size, read_square, square_files
 from examples.scenes.compose import render_plain_scene, render_scene
 from examples.scenes.pools import Pools
-from segment_anything_transformers.configuration_segment_anything import MASK_UPSCALING
+from segment_anything_transformers.model.configuration_segment_anything import MASK_UPSCALING
 
 MIN_VISIBLE_PIXELS = 16
 """Objects with fewer pixels in the view are background to the loss, but no prompts."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.image_processing_segment_anything import (
+from segment_anything_transformers.model.image_processing_segment_anything import (
     SegmentAnythingImageProcessor,
 )
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
-from segment_anything_transformers.processing_segment_anything import SegmentAnythingProcessor
-from segment_anything_transformers.remote_code import CarriesCode
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.processing_segment_anything import SegmentAnythingProcessor
+from segment_anything_transformers.model.remote_code import CarriesCode
 
 NAME = "sam_vit_t"
 

@@ -52,7 +52,7 @@ from examples.scene_dataset import (
 from examples.training_frame import enlarged, move_frame, use_frame
 from examples.training_loss import DenseHead
 from examples.training_start import STARTS, EncoderShape, initial_model
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
 
 AVERAGE_DECAY = 0.998
 LOG_EVERY = 50

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segment_anything_transformers import modeling_segment_anything as modeling
-from segment_anything_transformers.modeling_segment_anything import (
+from segment_anything_transformers.model import modeling_segment_anything as modeling
+from segment_anything_transformers.model.modeling_segment_anything import (
     ImageEncoder,
     PositionEncoding,
     SegmentAnythingModel,

@@ -4,21 +4,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     DICE_WEIGHT,
     FOCAL_WEIGHT,
     MASK_UPSCALING,
     PADDING,
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.loss_segment_anything import (
+from segment_anything_transformers.model.loss_segment_anything import (
     correction_points,
     dice_loss,
     focal_loss,
     loss_of_all_masks,
     mask_iou,
 )
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
 
 DENSE_CHANNELS = 12
 PATCH_SIZE = 16

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     PRESETS,
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.modeling_segment_anything import (
+from segment_anything_transformers.model.modeling_segment_anything import (
     DecoderAttention,
     SegmentAnythingModel,
     TwoWayBlock,

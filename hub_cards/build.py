@@ -22,8 +22,8 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     SegmentAnythingProcessor,
 )
-from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 
 HERE = Path(__file__).parent
 CARDS = HERE / "cards"

@@ -29,9 +29,13 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.mask_ops import rle_to_mask
-from segment_anything_transformers.object_masks import mask_records, segment_object, zoom_to_object
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.object_masks import (
+    mask_records,
+    segment_object,
+    zoom_to_object,
+)
 
 MAX_FILE_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
 
 OWNER = "segment-anything-transformers"
 PROJECT_URL = "https://pypi.org/project/segment-anything-transformers/"

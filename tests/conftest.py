@@ -24,7 +24,7 @@ def node(request):
 @pytest.fixture
 def run_on_data(capsys, tmp_path, monkeypatch):
     """Runs a command line in a folder with the model `tiny` and the data `data`, which it takes."""
-    from segment_anything_transformers.cli import main
+    from segment_anything_transformers.cli.main import main
     from tests.fake_backend import small_config
     from tests.sample_folders import write_folder
     from tests.tiny import random_model

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from segment_anything_transformers.backends import GoodMasks
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
+from segment_anything_transformers.prediction.backends import GoodMasks
 
 WAVES = (
     # across, down, phase per click; high enough to leave islands and holes in the masks

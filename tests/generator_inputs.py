@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segment_anything_transformers import mask_ops
+from segment_anything_transformers.model import mask_ops
 
 PHOTOGRAPH = Path(mask_ops.__file__).parent / "demo" / "coffee.jpg"
 LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.82, "stability_score_thresh": 0.7}

@@ -9,7 +9,7 @@ else of it. Not for padded prompts.
 import torch
 from torch.nn import functional as F
 
-from segment_anything_transformers.image_processing_segment_anything import (
+from segment_anything_transformers.model.image_processing_segment_anything import (
     SegmentAnythingImageProcessor,
 )
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from segment_anything_transformers.mask_ops import masks_to_rles
-from segment_anything_transformers.samples import Sample
+from segment_anything_transformers.data.samples import Sample
+from segment_anything_transformers.model.mask_ops import masks_to_rles
 
 
 def rectangles(seed, size_hw=(64, 64), count=2):

@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segment_anything_transformers.annotations import (
+from segment_anything_transformers.data.annotations import (
     dataset_samples,
     folder_samples,
     load_samples,
     masks_of_map,
 )
-from segment_anything_transformers.annotations_coco import coco_samples
-from segment_anything_transformers.mask_ops import masks_to_rles, rle_to_coco
-from segment_anything_transformers.samples import AnnotationError, Sample, without_faults
+from segment_anything_transformers.data.annotations_coco import coco_samples
+from segment_anything_transformers.data.samples import AnnotationError, Sample, without_faults
+from segment_anything_transformers.model.mask_ops import masks_to_rles, rle_to_coco
 from tests.sample_folders import hide_rows, rectangles, write_folder
 
 MAPS = {

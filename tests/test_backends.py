@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything_transformers import modeling_segment_anything
-from segment_anything_transformers.backends import Backend, GoodMasks, TorchBackend, backend_for
+from segment_anything_transformers.model import modeling_segment_anything
+from segment_anything_transformers.prediction.backends import (
+    Backend,
+    GoodMasks,
+    TorchBackend,
+    backend_for,
+)
 from tests.fake_backend import FakeBackend, small_config
 from tests.parity.peers import huggingface_model
 from tests.tiny import random_model, random_prompts, square_config
@@ -18,8 +23,8 @@ WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # as if it were not installed
 import numpy as np
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
-from segment_anything_transformers.predictor import SAMPredictor
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
+from segment_anything_transformers.prediction.predictor import SAMPredictor
 from tests.fake_backend import FakeBackend, small_config
 image = np.zeros((40, 60, 3), np.uint8)
 predictor = SAMPredictor(FakeBackend(small_config()))

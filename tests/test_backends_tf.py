@@ -7,9 +7,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 import numpy as np
 import pytest
 
-from segment_anything_transformers import keras_graphs
-from segment_anything_transformers.backends import Backend, GoodMasks, backend_for
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.prediction import keras_graphs
+from segment_anything_transformers.prediction.backends import Backend, GoodMasks, backend_for
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 

@@ -19,17 +19,17 @@ from examples.scene_dataset import shards
 from examples.scenes.pools import write_pool
 from examples.training_start import EncoderShape
 from segment_anything_transformers import SAMPredictor
-from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
-from segment_anything_transformers.evaluation import Evaluation, ObjectQuality
-from segment_anything_transformers.mask_ops import (
+from segment_anything_transformers.data.samples import Sample
+from segment_anything_transformers.evaluation.evaluation import Evaluation, ObjectQuality
+from segment_anything_transformers.evaluation.measures import masks_iou
+from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.mask_ops import (
     masks_to_boxes,
     point_grid,
     resize_bilinear,
     stability_scores,
 )
-from segment_anything_transformers.modeling_segment_anything import Linear
-from segment_anything_transformers.quality_measures import masks_iou
-from segment_anything_transformers.samples import Sample
+from segment_anything_transformers.model.modeling_segment_anything import Linear
 from tests.fake_backend import small_config
 from tests.few_scenes import write_grey_square
 from tests.sample_folders import rectangle_samples

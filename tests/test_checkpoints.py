@@ -10,26 +10,26 @@ from torch.testing import assert_close
 from transformers import AutoModel, SamConfig
 from transformers.activations import ACT2FN
 
-from segment_anything_transformers.checkpoints import (
+from segment_anything_transformers.model.checkpoints import (
     adapt_weights,
     config_fields_from_weights,
     read_weights,
 )
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     ENCODER_NORM_EPS,
     SegmentAnythingModelConfig,
     list_presets,
 )
-from segment_anything_transformers.huggingface_sam import (
+from segment_anything_transformers.model.huggingface_sam import (
     config_fields_from_huggingface,
     config_to_huggingface,
     processor_to_huggingface,
 )
-from segment_anything_transformers.image_processing_segment_anything import (
+from segment_anything_transformers.model.image_processing_segment_anything import (
     SegmentAnythingImageProcessor,
 )
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
-from segment_anything_transformers.weight_names import to_huggingface
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.weight_names import to_huggingface
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model, meta_model
 from tests.tiny import random_images, random_model, random_prompts, square_config

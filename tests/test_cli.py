@@ -15,14 +15,14 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.cli import main
-from segment_anything_transformers.cli_arguments import GENERATOR_OPTIONS, build_parser
-from segment_anything_transformers.cli_files import write_atomically
-from segment_anything_transformers.cli_models import load_model
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.mask_ops import rle_to_mask
-from segment_anything_transformers.object_masks import zoom_to_object
-from segment_anything_transformers.predictor_prompts import sure_logits
+from segment_anything_transformers.cli.arguments import GENERATOR_OPTIONS, build_parser
+from segment_anything_transformers.cli.files import write_atomically
+from segment_anything_transformers.cli.main import main
+from segment_anything_transformers.cli.models import load_model
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.object_masks import zoom_to_object
+from segment_anything_transformers.prediction.prompts import sure_logits
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
@@ -448,7 +448,7 @@ def test_a_full_disk_is_said_in_a_line(run, photo, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segment_anything_transformers.cli_files.write_atomically", no_space)
+    monkeypatch.setattr("segment_anything_transformers.cli.files.write_atomically", no_space)
     assert run("predict photo.png --point 30,20") == (
         2,
         "",
@@ -458,7 +458,7 @@ def test_a_full_disk_is_said_in_a_line(run, photo, monkeypatch):
 
 def test_help_loads_no_framework():
     code = (
-        "import sys\nfrom segment_anything_transformers.cli import main\n"
+        "import sys\nfrom segment_anything_transformers.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print({'torch', 'tensorflow', 'transformers'} & set(sys.modules), file=sys.stderr)"
     )

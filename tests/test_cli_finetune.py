@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from segment_anything_transformers import SegmentAnythingModel, load_samples
-from segment_anything_transformers.cli import main
-from segment_anything_transformers.cli_arguments import build_parser
-from segment_anything_transformers.finetuning import LEARNING_RATES, finetune
+from segment_anything_transformers.cli.arguments import build_parser
+from segment_anything_transformers.cli.main import main
+from segment_anything_transformers.training.finetuning import LEARNING_RATES, finetune
 from tests.sample_folders import hide_rows, rectangles, write_coco
 
 

@@ -4,7 +4,7 @@ import re
 import pytest
 from transformers import AutoConfig, SamConfig
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     ENCODER_ACTIVATIONS,
     SegmentAnythingModelConfig,
     list_presets,
@@ -169,6 +169,6 @@ def test_unknown_preset_lists_the_known_ones():
 
 
 def test_every_activation_has_a_function():
-    from segment_anything_transformers.modeling_segment_anything import _ACTIVATIONS
+    from segment_anything_transformers.model.modeling_segment_anything import _ACTIVATIONS
 
     assert tuple(_ACTIVATIONS) == ENCODER_ACTIVATIONS

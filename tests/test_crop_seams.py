@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 
-from segment_anything_transformers.crop_seams import (
-    box_rle,
-    by_cut,
-    merge_cut_masks,
-    overlap,
-    union,
-)
-from segment_anything_transformers.found_masks import FoundMasks
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
-from segment_anything_transformers.mask_ops import (
+from segment_anything_transformers.model.mask_ops import (
     crop_boxes,
     masks_to_boxes,
     masks_to_rles,
@@ -20,6 +11,15 @@ from segment_anything_transformers.mask_ops import (
     rle_to_mask,
     rle_with_list,
 )
+from segment_anything_transformers.prediction.crop_seams import (
+    box_rle,
+    by_cut,
+    merge_cut_masks,
+    overlap,
+    union,
+)
+from segment_anything_transformers.prediction.found_masks import FoundMasks
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
 from tests.fake_backend import ColourBackend, small_config
 
 SIZE_HW = (400, 600)

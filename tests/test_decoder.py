@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers import modeling_segment_anything
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model import modeling_segment_anything
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
 from tests import plain

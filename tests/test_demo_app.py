@@ -10,8 +10,8 @@ import gradio
 import pytest
 from PIL import Image
 
-from segment_anything_transformers import demo_app
-from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli.main import main
+from segment_anything_transformers.demo import app
 from tests.environments import SOURCE
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -25,10 +25,10 @@ def model():
 @pytest.mark.parametrize(
     "act",
     [
-        partial(demo_app._do, demo_app._Visit.undo),
-        partial(demo_app._everything, points_per_side=1, pred_iou_thresh=0, stability=0),
-        partial(demo_app._open, path="photo.jpg"),
-        partial(demo_app._look_closely, is_close=True),
+        partial(app._do, app._Visit.undo),
+        partial(app._everything, points_per_side=1, pred_iou_thresh=0, stability=0),
+        partial(app._open, path="photo.jpg"),
+        partial(app._look_closely, is_close=True),
     ],
 )
 def test_a_visit_that_was_forgotten_is_begun_anew(act):
@@ -37,7 +37,7 @@ def test_a_visit_that_was_forgotten_is_begun_anew(act):
 
 
 def test_files_of_earlier_masks_are_removed(model):
-    visit = demo_app._Visit(model, Image.new("RGB", (60, 40)))
+    visit = app._Visit(model, Image.new("RGB", (60, 40)))
     assert visit.files() == [None, None, None]
     folders = []
     for x in (10, 50):
@@ -50,13 +50,13 @@ def test_files_of_earlier_masks_are_removed(model):
         folders.append(visit.folder)
     assert not folders[0].exists()
     assert folders[1].exists()
-    demo_app._leave(visit)
-    demo_app._leave(None)
+    app._leave(visit)
+    app._leave(None)
     assert not folders[1].exists()
 
 
 def test_small_pictures_are_enlarged_and_large_ones_are_not(model):
-    visit = demo_app._Visit(model, Image.new("RGB", (60, 40)))
+    visit = app._Visit(model, Image.new("RGB", (60, 40)))
     assert visit.enlarged_picture().size == (900, 600)
     visit.open(Image.new("RGB", (1000, 40)))
     assert visit.enlarged_picture().size == (1000, 40)
@@ -64,7 +64,7 @@ def test_small_pictures_are_enlarged_and_large_ones_are_not(model):
 
 def test_a_port_that_is_taken_is_named_in_one_line(model, tmp_path):
     model.save_pretrained(tmp_path)
-    code = "import sys; from segment_anything_transformers.cli import main; sys.exit(main())"
+    code = "import sys; from segment_anything_transformers.cli.main import main; sys.exit(main())"
     arguments = ["demo", "--serve", "--model", str(tmp_path), "--port"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -87,6 +87,6 @@ def test_points_are_not_given_to_the_page(capsys):
 
 
 def test_the_command_says_that_gradio_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr("segment_anything_transformers.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("segment_anything_transformers.cli.main.find_spec", lambda name: None)
     assert main(["demo", "--serve"]) == 2
     assert "pip install 'segment-anything-transformers[demo]'" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
-from segment_anything_transformers.demo_session import BOX, MAX_SIDE, NOT_OBJECT, DemoSession
-from segment_anything_transformers.mask_ops import rle_to_mask
+from segment_anything_transformers.demo.session import BOX, MAX_SIDE, NOT_OBJECT, DemoSession
+from segment_anything_transformers.model.mask_ops import rle_to_mask
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 

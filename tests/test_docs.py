@@ -17,8 +17,8 @@ import segment_anything_transformers
 from conversion.__main__ import main as convert_command
 from conversion.__main__ import parse_arguments
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
-from segment_anything_transformers.cli import main
-from segment_anything_transformers.cli_arguments import build_parser
+from segment_anything_transformers.cli.arguments import build_parser
+from segment_anything_transformers.cli.main import main
 from tests.made_once import exported_vit_t
 from tests.markdown import code_blocks
 from tests.parity.peers import huggingface_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.finetuning import page as measured
-from segment_anything_transformers.cli_arguments import build_parser
+from segment_anything_transformers.cli.arguments import build_parser
 from tests.markdown import code_blocks
 
 PATH = Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md"

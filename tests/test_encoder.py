@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from segment_anything_transformers import modeling_segment_anything as modeling
+from segment_anything_transformers.model import modeling_segment_anything as modeling
 from tests import plain
 from tests.fake_backend import small_config
 from tests.tiny import random_images, random_model

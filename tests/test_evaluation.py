@@ -3,14 +3,19 @@ import json
 import numpy as np
 import pytest
 
-from segment_anything_transformers.backends import GoodMasks
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.evaluation import CLICKS, Evaluation, ObjectQuality, evaluate
-from segment_anything_transformers.evaluation_report import draw_worst, quality_table
-from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
-from segment_anything_transformers.predictor import SAMPredictor
-from segment_anything_transformers.samples import AnnotationError, Sample, Samples
-from segment_anything_transformers.zoom import MARGIN, Region
+from segment_anything_transformers.data.samples import AnnotationError, Sample, Samples
+from segment_anything_transformers.evaluation.evaluation import (
+    CLICKS,
+    Evaluation,
+    ObjectQuality,
+    evaluate,
+)
+from segment_anything_transformers.evaluation.report import draw_worst, quality_table
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import masks_to_boxes, rle_to_mask
+from segment_anything_transformers.prediction.backends import GoodMasks
+from segment_anything_transformers.prediction.predictor import SAMPredictor
+from segment_anything_transformers.prediction.zoom import MARGIN, Region
 from tests.fake_backend import ColourBackend, FakeBackend, small_config
 from tests.sample_folders import rectangle_samples
 from tests.tiny import random_model

@@ -7,7 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 import numpy as np
 import pytest
 
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.environments import TORCH, link_packages, run_python
 from tests.fake_backend import small_config
 

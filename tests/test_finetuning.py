@@ -15,25 +15,28 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModel,
     SegmentAnythingProcessor,
-    finetuning_model,
 )
-from segment_anything_transformers import loss_segment_anything as losses
-from segment_anything_transformers.annotations import folder_samples
-from segment_anything_transformers.finetuning import (
+from segment_anything_transformers.data.annotations import folder_samples
+from segment_anything_transformers.data.samples import AnnotationError, Samples
+from segment_anything_transformers.evaluation.measures import masks_iou
+from segment_anything_transformers.model import loss_segment_anything as losses
+from segment_anything_transformers.model.modeling_segment_anything import (
+    EncoderAttention,
+    MaskDecoder,
+)
+from segment_anything_transformers.training import interactive_model
+from segment_anything_transformers.training.batches import Collator, ObjectsDataset
+from segment_anything_transformers.training.finetuning import (
     SegmentAnythingTrainer,
     find_checkpoint,
     finetune,
 )
-from segment_anything_transformers.finetuning_model import (
+from segment_anything_transformers.training.interactive_model import (
     InteractiveSegmentAnythingModel,
     as_class,
     prepare_model,
     without_adapters,
 )
-from segment_anything_transformers.modeling_segment_anything import EncoderAttention, MaskDecoder
-from segment_anything_transformers.quality_measures import masks_iou
-from segment_anything_transformers.samples import AnnotationError, Samples
-from segment_anything_transformers.training_data import Collator, ObjectsDataset
 from tests.environments import run_python
 from tests.fake_backend import small_config
 from tests.sample_folders import rectangles, write_folder
@@ -291,7 +294,7 @@ def test_modes_are_checked(model):
 def test_gradients_of_each_round_and_checkpointing_change_nothing_but_memory(
     model, mode, monkeypatch
 ):
-    monkeypatch.setattr(finetuning_model, "with_gradients", lambda loss, inputs: loss)
+    monkeypatch.setattr(interactive_model, "with_gradients", lambda loss, inputs: loss)
     torch.manual_seed(0)
     learner = prepare_model(model, mode).train()
     pixels = torch.randn(1, 3, 96, 64)

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import torch
 
-from segment_anything_transformers.full_size_logits import FullSizeLogits
-from segment_anything_transformers.mask_upscaling import MaskUpscaler
+from segment_anything_transformers.model.full_size_logits import FullSizeLogits
+from segment_anything_transformers.model.mask_upscaling import MaskUpscaler
 
 
 def logits_and_values():

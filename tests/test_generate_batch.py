@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
 from tests.fake_backend import FakeBackend, small_config
 from tests.generator_inputs import LENIENT, PHOTOGRAPH, compare, picture
 

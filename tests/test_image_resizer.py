@@ -214,7 +214,7 @@ def test_errors_say_what_was_expected(call, message):
 def test_no_framework_and_no_transformers_are_needed():
     code = (
         "import sys, numpy as np\n"
-        "from segment_anything_transformers.image_resizer import ImageResizer\n"
+        "from segment_anything_transformers.model.image_resizer import ImageResizer\n"
         "ImageResizer((4, 5), (8, 8)).scale_image(np.zeros((4, 5, 3), np.uint8))\n"
         "assert not {'torch', 'tensorflow', 'transformers'} & set(sys.modules)\n"
     )

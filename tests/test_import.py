@@ -40,7 +40,7 @@ def test_the_package_imports_no_framework():
 @pytest.mark.parametrize(
     "first",
     [
-        "import segment_anything_transformers.modeling_segment_anything",
+        "import segment_anything_transformers.model.modeling_segment_anything",
         "import segment_anything_transformers; from transformers import pipeline",
         "from transformers import AutoModel",  # Transformers first, ours after it
     ],
@@ -100,7 +100,7 @@ def test_the_command_says_that_pytorch_is_missing(framework, tmp_path):
     code = BLOCK_TORCH + ("sys.modules['keras'] = None\n" if framework == "auto" else "")
     code += f"""
 import contextlib, io
-from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli.main import main
 with contextlib.redirect_stderr(io.StringIO()) as said:
     result = [main({arguments}), said.getvalue()]
 """

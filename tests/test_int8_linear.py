@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from segment_anything_transformers.int8_linear import Int8Linear, use_int8_linears
-from segment_anything_transformers.predictor import SAMPredictor
+from segment_anything_transformers.prediction.int8_linear import Int8Linear, use_int8_linears
+from segment_anything_transformers.prediction.predictor import SAMPredictor
 from tests.fake_backend import small_config
 from tests.tiny import random_images, random_model
 

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 import torch
 
-from segment_anything_transformers import loss_segment_anything as torch_loss
-from segment_anything_transformers import loss_tf_segment_anything as keras_loss
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model import loss_segment_anything as torch_loss
+from segment_anything_transformers.model import loss_tf_segment_anything as keras_loss
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
 from tests.tiny import random_images, random_model
 

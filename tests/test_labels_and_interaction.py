@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers import loss_segment_anything as losses
-from segment_anything_transformers.configuration_segment_anything import PADDING
-from segment_anything_transformers.loss_segment_anything import (
+from segment_anything_transformers.model import loss_segment_anything as losses
+from segment_anything_transformers.model.configuration_segment_anything import PADDING
+from segment_anything_transformers.model.loss_segment_anything import (
     correction_points,
     first_prompts,
     interactive_loss,

@@ -3,7 +3,7 @@ from itertools import chain
 
 import pytest
 
-from segment_anything_transformers.look_ahead import in_groups, one_ahead
+from segment_anything_transformers.prediction.look_ahead import in_groups, one_ahead
 
 
 def counted(made, stop=10, error_at=None):

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from segment_anything_transformers.loss_segment_anything import (
+from segment_anything_transformers.model.loss_segment_anything import (
     correction_points,
     dice_loss,
     focal_loss,

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 import torch
 
-from segment_anything_transformers import loss_segment_anything as torch_loss
-from segment_anything_transformers import loss_tf_segment_anything as keras_loss
+from segment_anything_transformers.model import loss_segment_anything as torch_loss
+from segment_anything_transformers.model import loss_tf_segment_anything as keras_loss
 
 pytestmark = pytest.mark.tf
 N, P, K, H, W = 2, 3, 4, 12, 8

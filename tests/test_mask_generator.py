@@ -5,15 +5,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segment_anything_transformers import (
-    SAMPredictor,
-    SegmentAnythingModel,
-    mask_generator,
-    mask_ops,
-)
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
-from segment_anything_transformers.mask_ops import masks_to_boxes, rle_to_mask
-from segment_anything_transformers.mask_upscaling import MaskUpscaler
+from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
+from segment_anything_transformers.model import mask_ops
+from segment_anything_transformers.model.mask_ops import masks_to_boxes, rle_to_mask
+from segment_anything_transformers.model.mask_upscaling import MaskUpscaler
+from segment_anything_transformers.prediction import mask_generator
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
 from tests.fake_backend import FakeBackend, small_config
 from tests.generator_inputs import LENIENT, PHOTOGRAPH, compare, picture
 from tests.tiny import random_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from segment_anything_transformers import mask_ops
+from segment_anything_transformers.model import mask_ops
 
 
 @pytest.fixture(scope="module")

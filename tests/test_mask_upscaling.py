@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything_transformers import mask_ops, mask_upscaling
-from segment_anything_transformers.mask_upscaling import MaskUpscaler
+from segment_anything_transformers.model import mask_ops, mask_upscaling
+from segment_anything_transformers.model.mask_upscaling import MaskUpscaler
 
 SIZES = [((96, 64), (96, 64)), ((41, 64), (70, 110)), ((9, 64), (2, 13)), ((96, 2), (300, 5))]
 

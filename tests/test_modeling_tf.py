@@ -16,10 +16,10 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingProcessor,
 )
-from segment_anything_transformers.image_processing_segment_anything import (
+from segment_anything_transformers.model.image_processing_segment_anything import (
     SegmentAnythingImageProcessor,
 )
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model
 from tests.rounding import assert_within_rounding

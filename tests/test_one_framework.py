@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.cli import DEMO_IMAGE, DEMO_POINT
+from segment_anything_transformers.cli.main import DEMO_IMAGE, DEMO_POINT
 from tests.environments import SOURCE, TENSORFLOW, TORCH, link_packages, run_python
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -34,7 +34,7 @@ absent = [name for name in {absent} if any(m.split(".")[0] == name for m in sys.
 result = {{"records": len(records), "absent but imported": absent}}
 """
 COMMAND = """
-from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli.main import main
 result = main(["predict", {photo!r}, "--point", "300,180", "-q", "-o", {folder!r}])
 """
 CALL = """

@@ -11,12 +11,9 @@ from transformers import pipeline
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.pipelines import MaskGenerationPipeline
 
-from segment_anything_transformers import (
-    SegmentAnythingImageProcessor,
-    SegmentAnythingModel,
-    mask_ops,
-)
-from segment_anything_transformers.pipeline_segment_anything import (
+from segment_anything_transformers import SegmentAnythingImageProcessor, SegmentAnythingModel
+from segment_anything_transformers.model import mask_ops
+from segment_anything_transformers.model.pipeline_segment_anything import (
     SegmentAnythingMaskGenerationPipeline,
 )
 from tests.fake_backend import small_config

@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segment_anything_transformers.image_processing_segment_anything import (
+from segment_anything_transformers.model.image_processing_segment_anything import (
     SegmentAnythingImageProcessor,
 )
-from segment_anything_transformers.predictor import SAMPredictor
+from segment_anything_transformers.prediction.predictor import SAMPredictor
 from tests.fake_backend import FakeBackend, small_config
 from tests.tiny import random_model
 

@@ -6,7 +6,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage, stats
 
-from segment_anything_transformers.quality_measures import (
+from segment_anything_transformers.evaluation.measures import (
     boundary,
     boundary_iou,
     deepest_point,

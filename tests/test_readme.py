@@ -13,8 +13,8 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     list_presets,
 )
-from segment_anything_transformers.cli_arguments import build_parser
-from segment_anything_transformers.cli_files import image_size
+from segment_anything_transformers.cli.arguments import build_parser
+from segment_anything_transformers.cli.files import image_size
 from tests.markdown import code_blocks
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from segment_anything_transformers import (
     SAMAutomaticMaskGenerator,
     SAMPredictor,
     SegmentAnythingModel,
-    mask_ops,
 )
+from segment_anything_transformers.model import mask_ops
 from tests import plain
 
 POINTS_PER_SIDE = 8

@@ -12,7 +12,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
 from tests.generator_inputs import PHOTOGRAPH
 
 FOLDER = WEIGHTS_FOLDER / "sam_vit_t"

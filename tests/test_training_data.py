@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from segment_anything_transformers.annotations import folder_samples
-from segment_anything_transformers.samples import Samples
-from segment_anything_transformers.training_data import Collator, ObjectsDataset, keep_embeddings
+from segment_anything_transformers.data.annotations import folder_samples
+from segment_anything_transformers.data.samples import Samples
+from segment_anything_transformers.training.batches import Collator, ObjectsDataset, keep_embeddings
 from tests.fake_backend import small_config
 from tests.sample_folders import rectangles, write_folder
 from tests.test_finetuning import processor_of

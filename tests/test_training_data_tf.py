@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from segment_anything_transformers import SegmentAnythingImageProcessor, SegmentAnythingProcessor
-from segment_anything_transformers.annotations import folder_samples
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
-from segment_anything_transformers.samples import AnnotationError, Samples
-from segment_anything_transformers.training_data_tf import ObjectBatches
+from segment_anything_transformers.data.annotations import folder_samples
+from segment_anything_transformers.data.samples import AnnotationError, Samples
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.training.batches_tf import ObjectBatches
 from tests.fake_backend import small_config
 from tests.sample_folders import rectangles, write_folder
 

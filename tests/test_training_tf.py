@@ -11,8 +11,8 @@ import tensorflow as tf
 import torch
 
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.loss_tf_segment_anything import segmentation_loss
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model.loss_tf_segment_anything import segmentation_loss
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
 from tests.fake_backend import small_config
 
 pytestmark = pytest.mark.tf

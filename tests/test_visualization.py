@@ -3,7 +3,11 @@ import pytest
 from PIL import Image
 
 from segment_anything_transformers import draw_masks, draw_prompts
-from segment_anything_transformers.visualization import _oklab_to_srgb, mask_colours, to_rgb
+from segment_anything_transformers.prediction.visualization import (
+    _oklab_to_srgb,
+    mask_colours,
+    to_rgb,
+)
 
 SIZE_HW = (40, 60)
 BLUE, GOLD = (0, 0, 255), (255, 215, 0)

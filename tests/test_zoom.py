@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel, evaluate
-from segment_anything_transformers.object_masks import segment_object, zoom_to_object
-from segment_anything_transformers.predictor_prompts import NOT_A_POINT
-from segment_anything_transformers.samples import Sample
-from segment_anything_transformers.zoom import OUTSIDE_LOGIT, Region, box_around
+from segment_anything_transformers.data.samples import Sample
+from segment_anything_transformers.prediction.object_masks import segment_object, zoom_to_object
+from segment_anything_transformers.prediction.prompts import NOT_A_POINT
+from segment_anything_transformers.prediction.zoom import OUTSIDE_LOGIT, Region, box_around
 from tests.fake_backend import FakeBackend, small_config
 from tests.tiny import random_model
 

@@ -4,10 +4,10 @@ from itertools import chain, compress, product
 
 import torch
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
 from tests.fake_backend import small_config
 
 _KINDS = (("input_points", "input_labels"), ("input_boxes",), ("input_masks",))

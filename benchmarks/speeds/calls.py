@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor, mask_ops
+from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
+from segment_anything_transformers.model import mask_ops
 
 from . import contestants
 from .measure import Call

@@ -18,8 +18,8 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
     SegmentAnythingModelConfig,
     export_onnx,
-    mask_ops,
 )
+from segment_anything_transformers.model import mask_ops
 from tests.parity.peers import huggingface_model, meta_model
 
 

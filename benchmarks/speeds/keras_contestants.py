@@ -15,7 +15,7 @@ import tensorflow as tf
 import torch
 
 from segment_anything_transformers import TFSegmentAnythingModel
-from segment_anything_transformers.backends import KerasBackend
+from segment_anything_transformers.prediction.backends import KerasBackend
 
 from . import contestants
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from segment_anything_transformers.cli import main
+from segment_anything_transformers.cli.main import main
 
 MODEL = os.environ.get("MODEL", "sam_vit_t")
 

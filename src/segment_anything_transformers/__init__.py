@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from .auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from .annotations import load_samples
-    from .configuration_segment_anything import SegmentAnythingModelConfig, list_presets
-    from .evaluation import evaluate
-    from .export_onnx_segment_anything import export_onnx
-    from .finetuning import finetune
-    from .image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
-    from .mask_generator import SAMAutomaticMaskGenerator
-    from .modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
-    from .modeling_tf_segment_anything import TFSegmentAnythingModel
-    from .pipeline_segment_anything import SegmentAnythingMaskGenerationPipeline
-    from .predictor import SAMPredictor
-    from .processing_segment_anything import SegmentAnythingProcessor
-    from .visualization import draw_masks, draw_prompts
+    from .data.annotations import load_samples
+    from .evaluation.evaluation import evaluate
+    from .export.onnx import export_onnx
+    from .model.configuration_segment_anything import SegmentAnythingModelConfig, list_presets
+    from .model.image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
+    from .model.modeling_segment_anything import SegmentAnythingModel, SegmentAnythingOutput
+    from .model.modeling_tf_segment_anything import TFSegmentAnythingModel
+    from .model.pipeline_segment_anything import SegmentAnythingMaskGenerationPipeline
+    from .model.processing_segment_anything import SegmentAnythingProcessor
+    from .prediction.mask_generator import SAMAutomaticMaskGenerator
+    from .prediction.predictor import SAMPredictor
+    from .prediction.visualization import draw_masks, draw_prompts
+    from .training.finetuning import finetune
 
 __version__ = "0.1.0"
 
@@ -47,19 +47,19 @@ __all__ = [
 ]
 
 _MODULES = {
-    "annotations": ("load_samples",),
-    "configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
-    "evaluation": ("evaluate",),
-    "export_onnx_segment_anything": ("export_onnx",),
-    "finetuning": ("finetune",),
-    "image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
-    "mask_generator": ("SAMAutomaticMaskGenerator",),
-    "modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
-    "modeling_tf_segment_anything": ("TFSegmentAnythingModel",),
-    "pipeline_segment_anything": ("SegmentAnythingMaskGenerationPipeline",),
-    "predictor": ("SAMPredictor",),
-    "processing_segment_anything": ("SegmentAnythingProcessor",),
-    "visualization": ("draw_masks", "draw_prompts"),
+    "data.annotations": ("load_samples",),
+    "model.configuration_segment_anything": ("SegmentAnythingModelConfig", "list_presets"),
+    "evaluation.evaluation": ("evaluate",),
+    "export.onnx": ("export_onnx",),
+    "training.finetuning": ("finetune",),
+    "model.image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
+    "prediction.mask_generator": ("SAMAutomaticMaskGenerator",),
+    "model.modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
+    "model.modeling_tf_segment_anything": ("TFSegmentAnythingModel",),
+    "model.pipeline_segment_anything": ("SegmentAnythingMaskGenerationPipeline",),
+    "prediction.predictor": ("SAMPredictor",),
+    "model.processing_segment_anything": ("SegmentAnythingProcessor",),
+    "prediction.visualization": ("draw_masks", "draw_prompts"),
 }
 _EXTRAS = {
     "torch": "torch",

@@ -17,14 +17,14 @@ _AUTO = "transformers.models.auto."
 
 
 def _register_config(auto: ModuleType) -> None:
-    from .configuration_segment_anything import SegmentAnythingModelConfig as Config
+    from .model.configuration_segment_anything import SegmentAnythingModelConfig as Config
 
     auto.AutoConfig.register(Config.model_type, Config, exist_ok=True)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
-    from .configuration_segment_anything import SegmentAnythingModelConfig as Config
-    from .image_processing_segment_anything import SegmentAnythingImageProcessor as Processor
+    from .model.configuration_segment_anything import SegmentAnythingModelConfig as Config
+    from .model.image_processing_segment_anything import SegmentAnythingImageProcessor as Processor
 
     # Under both names, or an environment with torchvision would find none.
     classes = {"pil": Processor, "torchvision": Processor}
@@ -32,8 +32,8 @@ def _register_image_processor(auto: ModuleType) -> None:
 
 
 def _register_processor(auto: ModuleType) -> None:
-    from .configuration_segment_anything import SegmentAnythingModelConfig as Config
-    from .processing_segment_anything import SegmentAnythingProcessor as Processor
+    from .model.configuration_segment_anything import SegmentAnythingModelConfig as Config
+    from .model.processing_segment_anything import SegmentAnythingProcessor as Processor
 
     auto.AutoProcessor.register(Config, Processor, exist_ok=True)
 
@@ -41,7 +41,7 @@ def _register_processor(auto: ModuleType) -> None:
 def _register_models(auto: ModuleType) -> None:
     # By name, as Transformers keeps its own models. Registering the class would import it now, and
     # with it modules of Transformers whose import may be what has brought us here.
-    from .configuration_segment_anything import SegmentAnythingModelConfig as Config
+    from .model.configuration_segment_anything import SegmentAnythingModelConfig as Config
 
     for mapping in (auto.MODEL_MAPPING, auto.MODEL_FOR_MASK_GENERATION_MAPPING):
         mapping._reverse_config_mapping[Config.__name__] = Config.model_type

@@ -15,9 +15,9 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
-from segment_anything_transformers.mask_ops import rle_to_mask
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
 from tests.environments import SOURCE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -49,7 +49,7 @@ def url(tmp_path_factory):
     PICTURE.save(path)
     # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from segment_anything_transformers.cli import main; sys.exit(main())"
+    code += "from segment_anything_transformers.cli.main import main; sys.exit(main())"
     arguments = ["demo", "--serve", "--port", "0", "--image", str(path)]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", code, *arguments]

@@ -18,10 +18,10 @@ from conversion.__main__ import main, parse_arguments
 from conversion.formats import WRITERS
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.weight_names import to_tfimm
+from segment_anything_transformers.model.weight_names import to_tfimm
 from tests.parity.peers import huggingface_model, meta_modeling
 from tests.tiny import random_images, random_model, random_prompts, square_config
 

@@ -9,7 +9,7 @@ import torch
 from transformers import SamModel
 
 from segment_anything_transformers import export_onnx
-from segment_anything_transformers import export_onnx_segment_anything as exporter
+from segment_anything_transformers.export import onnx as exporter
 from tests.fake_backend import small_config
 from tests.made_once import made_once
 from tests.parity.peers import huggingface_model

@@ -12,7 +12,7 @@ import torch
 from examples.scenes.compose import render_scene
 from examples.scenes.pools import Pools
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingProcessor
-from segment_anything_transformers.modeling_tf_segment_anything import TFSegmentAnythingModel
+from segment_anything_transformers.model.modeling_tf_segment_anything import TFSegmentAnythingModel
 
 pytestmark = [pytest.mark.tf, pytest.mark.slow]
 SIDE, SCENES, OBJECTS = 128, 24, 2

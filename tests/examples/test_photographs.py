@@ -13,7 +13,9 @@ from examples.photographs import label
 from examples.photographs.teacher import DECODER_FILE, ENCODER_FILE, decoder_weights, teacher
 from examples.scene_dataset import LabelledPhotographs, SceneDataset, StoredScenes, ViewOptions
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.configuration_segment_anything import SegmentAnythingModelConfig
+from segment_anything_transformers.model.configuration_segment_anything import (
+    SegmentAnythingModelConfig,
+)
 from tests.few_scenes import SIDE, write_grey_square, write_scenes
 
 LISTED = Path(label.__file__).parent / "chosen.txt"

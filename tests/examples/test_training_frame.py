@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from examples.training_frame import enlarged, move_frame, use_frame
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers import modeling_segment_anything as modeling
+from segment_anything_transformers.model import modeling_segment_anything as modeling
 
 SIDE, PATCH = 128, 16
 

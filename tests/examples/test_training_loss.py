@@ -17,7 +17,7 @@ from examples.training_loss import (
 )
 from examples.training_start import STARTS, EncoderShape, initial_model
 from segment_anything_transformers import SegmentAnythingModelConfig
-from segment_anything_transformers.configuration_segment_anything import PADDING
+from segment_anything_transformers.model.configuration_segment_anything import PADDING
 
 SIDE, MASK_SIDE = 64, 16
 OBJECTS = np.zeros((1, 2, MASK_SIDE, MASK_SIDE), bool)

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from segment_anything_transformers import evaluate
-from segment_anything_transformers.samples import Sample
+from segment_anything_transformers.data.samples import Sample
 from tests.environments import TENSORFLOW, TORCH, link_packages, run_python
 from tests.fake_backend import small_config
 from tests.hub.server import TOKEN, Hub, Repository
@@ -216,7 +216,7 @@ def test_a_data_set_is_read_from_the_hub(hub, client, saved, tmp_path):
     out = tmp_path / "out"
     command = ["evaluate", "owner/cells", "--split", "test", "--clicks", "1", "-q"]
     command += ["--model", saved[0], "-o", str(out)]
-    read = "from segment_anything_transformers.cli import main"
+    read = "from segment_anything_transformers.cli.main import main"
     assert client(f"{read}\nresult = main({command})") == 0
     measured = json.loads((out / "evaluation.json").read_text())
     sample = Sample("row 0", image, masks)

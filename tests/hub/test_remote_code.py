@@ -17,12 +17,12 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     SegmentAnythingProcessor,
 )
-from segment_anything_transformers.remote_code import AUTO_CLASSES, copy_code
+from segment_anything_transformers.model.remote_code import AUTO_CLASSES, copy_code
 from tests.environments import SOURCE, TENSORFLOW, TORCH, link_packages, run_python
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
-PACKAGE = SOURCE / "segment_anything_transformers"
+MODEL_WING = SOURCE / "segment_anything_transformers" / "model"
 POINTS = [[[12.0, 20.0]], [[30.0, 44.0]]]
 LOAD = """
 import sys
@@ -179,7 +179,7 @@ def test_a_folder_carries_the_files_of_every_class(folder, tmp_path):
     copy_code(tmp_path / "code")
     assert code_in(folder) == code_in(tmp_path / "code")
     for name in code_in(folder):
-        assert (folder / name).read_bytes() == (PACKAGE / name).read_bytes()
+        assert (folder / name).read_bytes() == (MODEL_WING / name).read_bytes()
     config = json.loads((folder / "config.json").read_text())["auto_map"]
     processor = json.loads((folder / "processor_config.json").read_text())
     written = config | processor["auto_map"] | processor["image_processor"]["auto_map"]

@@ -17,7 +17,7 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
     list_presets,
 )
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 

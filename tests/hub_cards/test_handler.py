@@ -20,8 +20,8 @@ from PIL import Image
 from hub_cards.handler import MAX_FILE_BYTES, MAX_PROMPTS, EndpointHandler
 from hub_cards.serve import MAX_BODY_BYTES, make_server
 from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
-from segment_anything_transformers.configuration_segment_anything import GENERATOR_THRESHOLDS
-from segment_anything_transformers.mask_ops import rle_to_mask
+from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import rle_to_mask
 from tests.environments import run_python
 from tests.fake_backend import small_config
 from tests.tiny import random_model

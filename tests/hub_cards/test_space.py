@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import RepoCard
 
 from hub_cards.models import MODELS, OWNER
-from segment_anything_transformers.cli_arguments import build_parser
+from segment_anything_transformers.cli.arguments import build_parser
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "hub_cards" / "space"
@@ -24,7 +24,9 @@ def test_the_front_matter_names_what_is_there():
 
 def test_the_app_is_the_commands_page(monkeypatch):
     given = []
-    monkeypatch.setattr("segment_anything_transformers.cli.main", lambda line: given.extend(line))
+    monkeypatch.setattr(
+        "segment_anything_transformers.cli.main.main", lambda line: given.extend(line)
+    )
     monkeypatch.setenv("MODEL", "facebook/sam-vit-base")
     with pytest.raises(SystemExit):
         runpy.run_path(str(SPACE / "app.py"), run_name="__main__")

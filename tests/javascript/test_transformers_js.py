@@ -15,8 +15,8 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.cli import DEMO_IMAGE
-from segment_anything_transformers.predictor import PreparedImage
+from segment_anything_transformers.cli.main import DEMO_IMAGE
+from segment_anything_transformers.prediction.predictor import PreparedImage
 from tests.environments import SOURCE
 from tests.made_once import exported_vit_t
 

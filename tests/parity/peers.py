@@ -11,9 +11,9 @@ import torch
 from transformers import SamConfig, SamModel
 
 from conversion.peers import build_meta_sam
-from segment_anything_transformers.configuration_segment_anything import ENCODER_NORM_EPS
-from segment_anything_transformers.huggingface_sam import config_to_huggingface
-from segment_anything_transformers.weight_names import to_huggingface
+from segment_anything_transformers.model.configuration_segment_anything import ENCODER_NORM_EPS
+from segment_anything_transformers.model.huggingface_sam import config_to_huggingface
+from segment_anything_transformers.model.weight_names import to_huggingface
 
 
 def meta_modeling() -> types.ModuleType:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
 from tests.parity.peers import huggingface_model, meta_model
 from tests.tiny import random_images, random_model, square_config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
 from tests.parity.peers import decode_with_meta, huggingface_model, meta_model

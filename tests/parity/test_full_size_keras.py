@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything_transformers.configuration_segment_anything import (
+from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
 from tests.environments import run_python

@@ -11,11 +11,8 @@ from transformers.models.sam import image_processing_pil_sam as hf_module
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.models.sam.processing_sam import SamProcessor
 
-from segment_anything_transformers import (
-    SegmentAnythingImageProcessor,
-    SegmentAnythingProcessor,
-    mask_ops,
-)
+from segment_anything_transformers import SegmentAnythingImageProcessor, SegmentAnythingProcessor
+from segment_anything_transformers.model import mask_ops
 
 SIZES = [
     (60, 90),  # landscape

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segment_anything_transformers.mask_generator import SAMAutomaticMaskGenerator
+from segment_anything_transformers.prediction.mask_generator import SAMAutomaticMaskGenerator
 from tests.fake_backend import FakeBackend, click_logits, click_scores, small_config
 from tests.parity.peers import meta_model
 from tests.tiny import random_model, square_config

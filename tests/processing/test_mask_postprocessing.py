@@ -3,11 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segment_anything_transformers import (
-    ImageResizer,
-    SegmentAnythingImageProcessor,
-    mask_ops,
-)
+from segment_anything_transformers import ImageResizer, SegmentAnythingImageProcessor
+from segment_anything_transformers.model import mask_ops
 from tests.processing.inputs import random_image
 
 

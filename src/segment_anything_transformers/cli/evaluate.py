@@ -1,0 +1,120 @@
+"""The command `segment-anything evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from io import BytesIO
+from typing import Any
+
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from .files import UsageError, make_folder, write_atomically
+from .models import load_model
+from .samples import (
+    add_data_options,
+    faults_asked,
+    read_samples,
+    report_skipped,
+    usage_errors,
+)
+
+_EVALUATE = """\
+Measures a model on images with true masks: after clicks at the centre of the largest error, and
+with the true masks' boxes; with --everything also how much everything mode finds.
+"""
+
+_EXAMPLES = """\
+examples:
+  segment-anything evaluate cells
+  segment-anything evaluate cells --model my-sam --everything
+  segment-anything evaluate instances_val2017.json --images val2017 --max-images 100
+
+DATA is a folder with images/ and masks/ of the same names (a mask is a picture of one object, or
+of instance ids; or a folder of pictures), a JSON file of COCO annotations, or a data set of the
+Hub with the columns image and mask.
+
+writes:
+  evaluation.json   each figure for each object, and the means
+  worst.png         the worst objects: the truth in green, the mask for its box in blue
+
+"""
+
+
+def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
+    """Adds the subcommand; the options on the model are left to the caller."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "evaluate",
+        description=_EVALUATE,
+        epilog=_EXAMPLES + exit_codes,
+        help="measure a model on your images and masks",
+    )
+    add_data_options(parser)
+    parser.add_argument("--max-images", type=int, metavar="N", help="take the first N images")
+    parser.add_argument(
+        "--clicks",
+        default="1,2,3,5,8",
+        metavar="N,N",
+        help="numbers of clicks to measure after (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--everything", action="store_true", help="measure everything mode too, which takes longer"
+    )
+    parser.add_argument(
+        "--zoom",
+        action="store_true",
+        help="look at each object more closely, in a part of the image; everything mode does not",
+    )
+    parser.add_argument(
+        "--points-per-side",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of everything mode (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", default="evaluation", metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
+    )
+    return parser
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Measures, writes and prints; returns the exit code.
+
+    Raises:
+        UsageError: The data or an option is faulty.
+    """
+    from ..evaluation.evaluation import evaluate
+    from ..evaluation.report import draw_worst, quality_table
+
+    clicks = _numbers(args.clicks)
+    samples = read_samples(args)[: args.max_images]
+    folder = make_folder(args.output)
+    model = load_model(args.model, args.framework, args.device, args.dtype)
+    everything = {"points_per_side": args.points_per_side} if args.everything else None
+
+    def progress(items: Any) -> Any:
+        return tqdm(items, total=len(samples), unit="image", disable=args.quiet)
+
+    with usage_errors():
+        result = evaluate(
+            model, samples, clicks, everything, faults_asked(args), progress, args.zoom
+        )
+    result.save(folder / "evaluation.json", model=args.model, data=args.data)
+    picture = BytesIO()
+    draw_worst(result, samples).save(picture, "PNG")
+    write_atomically(folder / "worst.png", picture.getvalue())
+    if not args.quiet:
+        Console().print(quality_table(result, args.model))
+        print(f"written to {folder}/")
+    return report_skipped(result.faults)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--clicks: expected whole numbers such as 1,2,3, got {text!r}") from error

@@ -1,0 +1,168 @@
+"""Images in and results out, for the command `segment-anything`."""
+
+import json
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..model.mask_ops import rle_to_mask
+from ..prediction.visualization import draw_masks, draw_prompts, to_rgb
+
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message is one line for the person who asked."""
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height of an image as it is looked at, from its header alone.
+
+    Raises:
+        UsageError: There is no such file, or it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+            return (image.height, image.width) if sideways else image.size
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except _UNREADABLE as error:
+        raise UsageError(f"{path}: not an image that can be read") from error
+
+
+def read_image(path: str) -> Image.Image:
+    """The RGB picture in a file, turned upright as its camera noted.
+
+    Raises:
+        UsageError: The file is no image, or is damaged.
+    """
+    image_size(path)
+    try:
+        with Image.open(path) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
+        raise UsageError(f"{path}: the image is damaged ({one_line(error)})") from error
+
+
+def read_mask(path: str) -> np.ndarray:
+    """The boolean mask (H, W) in a picture: True where it is lighter than mid-grey.
+
+    Raises:
+        UsageError: The file is no image, or is damaged.
+    """
+    return np.asarray(read_image(path).convert("L")) > 127
+
+
+def one_line(error: object) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def check_names_differ(paths: Sequence[str]) -> None:
+    """Refuses images whose results would overwrite each other.
+
+    Raises:
+        UsageError: Two images have the same name, but for folder and ending.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        other = seen.setdefault(Path(path).stem, path)
+        if other is not path:
+            raise UsageError(
+                f"the results of {other} and {path} would have the same names; "
+                "segment them apart, into different --output folders"
+            )
+
+
+def make_folder(folder: str) -> Path:
+    """The folder, which exists from now on and can be written to.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {folder}: {error.strerror or error}") from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"--output {folder}: the folder cannot be written to")
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is either complete or not there, whenever the work is cut off."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_results(
+    folder: Path,
+    image_path: str,
+    image: Image.Image,
+    records: list[dict[str, Any]],
+    about: dict[str, Any],
+    json_only: bool = False,
+    n_drawn: int | None = None,
+) -> list[Path]:
+    """Files for one image: a PNG for each mask, an overlay and a JSON that describes them all.
+
+    Args:
+        folder: Where to write.
+        image_path: Gives the files their names.
+        image: The RGB picture.
+        records: One a mask, its "segmentation" as COCO run lengths.
+        about: What else the JSON tells, such as the model's name; its "prompts" are drawn.
+        json_only: Write no PNG.
+        n_drawn: How many masks are drawn on the overlay, from the first; by default all.
+
+    Returns:
+        The files that were written, the JSON last: where it is, the others are.
+    """
+    stem, digits = Path(image_path).stem, max(2, len(str(len(records) - 1)))
+    masks = [] if json_only else [rle_to_mask(record["segmentation"]) for record in records]
+    pictures = {
+        f"{stem}_mask_{index:0{digits}d}.png": Image.fromarray(mask)
+        for index, mask in enumerate(masks)
+    }
+    names: list[str | None] = list(pictures) or [None] * len(records)
+    if not json_only:
+        prompts = about.get("prompts", {})
+        overlay = draw_masks(image, masks[:n_drawn])
+        pictures[f"{stem}_overlay.png"] = draw_prompts(
+            overlay, prompts.get("points"), prompts.get("labels"), prompts.get("boxes")
+        )
+    description = {"image": image_path, "width": image.width, "height": image.height, **about}
+    listed = [{"file": name, **record} for name, record in zip(names, records, strict=True)]
+    contents = {name: _png(picture) for name, picture in pictures.items()}
+    contents[f"{stem}.json"] = _json(description, listed)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file; a boolean mask as 0 and 255."""
+    buffer = BytesIO()
+    (picture.convert("L") if picture.mode == "1" else picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _json(description: dict[str, Any], masks: list[dict[str, Any]]) -> bytes:
+    """The description and the masks as a JSON object, a line for each entry and for each mask."""
+    entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items()]
+    listing = ",".join(f"\n    {json.dumps(mask)}" for mask in masks)
+    entries.append(f'"masks": [{listing}\n  ]')
+    return ("{\n  " + ",\n  ".join(entries) + "\n}\n").encode()

@@ -1,0 +1,285 @@
+"""The command `segment-anything`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from .. import demo
+from .arguments import GENERATOR_OPTIONS, build_parser
+from .evaluate import run_evaluate
+from .files import (
+    UsageError,
+    check_names_differ,
+    image_size,
+    make_folder,
+    one_line,
+    read_image,
+    read_mask,
+    write_results,
+)
+from .finetune import run_finetune
+from .models import compile_encoder, load_model, print_models
+
+DEMO_IMAGE = "coffee.jpg"
+DEMO_POINT = (372.0, 285.0)
+
+Records = list[dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says.
+
+    Args:
+        arguments: The command line; by default that of the process.
+
+    Returns:
+        The exit code: 0 all done, 1 some images failed, 2 nothing done.
+    """
+    args = build_parser().parse_args(arguments)
+    # Transformers' remark that PyTorch is missing; where it matters, the command says so itself.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's remarks on the processor
+    commands = {
+        "predict": _predict,
+        "generate": _generate,
+        "models": lambda _: print_models(),
+        "demo": _demo,
+        "evaluate": run_evaluate,
+        "finetune": run_finetune,
+    }
+    try:
+        return commands[args.command](args)
+    except UsageError as error:
+        _complain(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130  # what a shell expects of a program that was interrupted
+
+
+def _complain(error: object) -> None:
+    tqdm.write(f"segment-anything: {error}", file=sys.stderr)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if not (args.points or args.boxes or args.mask):
+        raise UsageError("predict needs to know which object: --point, --box or --mask")
+    rough_mask = read_mask(args.mask) if args.mask else None
+    prompts = _prompts(args)
+
+    def check(size: tuple[int, int]) -> None:
+        _check_inside(size, prompts)
+        if rough_mask is not None and rough_mask.shape != size[::-1]:
+            height, width = rough_mask.shape
+            raise UsageError(
+                f"the mask has {width} x {height} pixels, the image {size[0]} x {size[1]}"
+            )
+
+    def segmenter(model: Any) -> Callable[[Image.Image], Records]:
+        return lambda image: _one_object(
+            model, image, prompts, rough_mask, args.multimask, args.zoom
+        )
+
+    return _segment_images(args, check, segmenter, {"prompts": prompts}, n_drawn=1)
+
+
+def _prompts(args: argparse.Namespace) -> dict[str, Any]:
+    """The prompts as the JSON shows them, without those that were not given."""
+    prompts: dict[str, Any] = {}
+    if args.points or args.negatives:
+        prompts["points"] = [list(point) for point in args.points + args.negatives]
+        prompts["labels"] = [1] * len(args.points) + [0] * len(args.negatives)
+    if args.boxes:
+        prompts["boxes"] = [list(box) for box in args.boxes]
+    if args.mask:
+        prompts["mask"] = args.mask
+    return prompts
+
+
+def _check_inside(size: tuple[int, int], prompts: dict[str, Any]) -> None:
+    """Refuses prompts that an image of this width and height does not reach."""
+    width, height = size
+    for x, y in prompts.get("points", []):
+        if not (0 <= x < width and 0 <= y < height):
+            raise UsageError(f"the point {x:g},{y:g} is outside the image of {width} x {height}")
+    for left, top, right, bottom in prompts.get("boxes", []):
+        if left < 0 or top < 0 or right > width or bottom > height:
+            raise UsageError(
+                f"the box {left:g},{top:g},{right:g},{bottom:g} reaches outside the image of "
+                f"{width} x {height}"
+            )
+
+
+def _one_object(
+    model: Any,
+    image: Image.Image,
+    prompts: dict[str, Any],
+    rough_mask: np.ndarray | None,
+    keep_all: bool,
+    zoom: bool,
+) -> Records:
+    """Records of the masks that the prompts mean, the best first."""
+    from ..prediction.object_masks import mask_records, segment_object, zoom_to_object
+    from ..prediction.predictor import SAMPredictor
+    from ..prediction.prompts import sure_logits
+
+    predictor = SAMPredictor(model)
+    predictor.set_image(image)
+    given: dict[str, Any] = {
+        name: np.array(values) for name, values in prompts.items() if name != "mask"
+    }
+
+    def with_mask() -> dict[str, Any]:
+        if rough_mask is None:
+            return given
+        return {**given, "masks": predictor.preprocess_masks(sure_logits(rough_mask)[None])}
+
+    if zoom:
+        zoom_to_object(predictor, with_mask())
+    return mask_records(*segment_object(predictor, with_mask(), keep_all))
+
+
+def _generate(args: argparse.Namespace) -> int:
+    options: dict[str, Any] = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
+    show_points = len(args.images) == 1 and not args.quiet
+
+    def segmenter(model: Any) -> Callable[[Image.Image], Records]:
+        from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS
+        from ..prediction.mask_generator import SAMAutomaticMaskGenerator
+
+        if args.compile:
+            compile_encoder(model)
+        options.update(GENERATOR_THRESHOLDS.get(model.config.name, {}))
+        options.update((name, asked) for name, asked in vars(args).items() if name in options)
+        generator = SAMAutomaticMaskGenerator(model, **options, output_mode="coco_rle")
+        return lambda image: generator.generate(image, progress=show_points)
+
+    return _segment_images(args, lambda size: None, segmenter, {"options": options})
+
+
+def _demo(args: argparse.Namespace) -> int:
+    if args.serve:
+        return _serve(args)
+    with as_file(files(demo) / DEMO_IMAGE) as bundled:
+        args.images = [args.image or str(bundled)]
+        if not args.points:
+            width, height = image_size(args.images[0])
+            args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
+        args.negatives, args.boxes, args.mask = [], [], None
+        args.multimask = args.zoom = False
+        return _predict(args)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serves the page where people click, until it is interrupted."""
+    if args.points:
+        raise UsageError("with --serve, points are clicked on the page; leave --point out")
+    if find_spec("gradio") is None:
+        raise UsageError("--serve needs gradio: pip install 'segment-anything-transformers[demo]'")
+    with as_file(files(demo) / DEMO_IMAGE) as bundled:
+        image = read_image(args.image or str(bundled))
+    model = load_model(args.model, args.framework, args.device, args.dtype)
+
+    from ..demo.app import build_app, start
+
+    app = build_app(model, image)
+    try:
+        url = start(app, args.host, args.port)
+    except OSError as error:
+        raise UsageError(one_line(error)) from error
+    print(f"open {url} in a browser; Ctrl+C ends it", flush=True)
+    app.block_thread()
+    return 0
+
+
+def _segment_images(
+    args: argparse.Namespace,
+    check: Callable[[tuple[int, int]], None],
+    segmenter: Callable[[Any], Callable[[Image.Image], Records]],
+    about: dict[str, Any],
+    n_drawn: int | None = None,
+) -> int:
+    """Segments and writes image after image, past those that fail; returns the exit code.
+
+    Args:
+        args: The command line.
+        check: Raises UsageError for an image, by its width and height, that does not fit.
+        segmenter: Makes, of the loaded model, what makes records of an image.
+        about: What the JSON tells besides the model and the masks.
+        n_drawn: See `write_results`.
+    """
+    check_names_differ(args.images)
+    sound = [path for path in args.images if _passes(check, path)]
+    if not sound:
+        return 2  # before the model is loaded, which takes a while
+    folder = make_folder(args.output)
+    segment = _prepared(segmenter, args)
+    about = {"model": args.model, **about}
+    summary = _summary()
+    for path in tqdm(sound, unit="image", disable=args.quiet or len(sound) == 1):
+        started = time.perf_counter()
+        try:
+            image = read_image(path)
+            records = segment(image)
+            write_results(folder, path, image, records, about, args.json_only, n_drawn)
+        except UsageError as error:
+            _complain(error)
+        except (OSError, ValueError) as error:  # a full disk; an image that the model cannot take
+            _complain(f"{path}: {one_line(error)}")
+        else:
+            summary.add_row(*_summary_row(path, records, time.perf_counter() - started))
+    if summary.row_count and not args.quiet:
+        Console().print(summary)
+        print(f"written to {folder}/")
+    if summary.row_count == 0:
+        return 2
+    return 0 if summary.row_count == len(args.images) else 1
+
+
+def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
+    """Whether the file is an image that passes the check; says why not."""
+    try:
+        size = image_size(path)
+    except UsageError as error:
+        _complain(error)
+        return False
+    try:
+        check(size)
+    except UsageError as error:
+        _complain(f"{path}: {error}")
+        return False
+    return True
+
+
+def _prepared(segmenter: Callable[[Any], Any], args: argparse.Namespace) -> Any:
+    """What the segmenter makes of the model that the command line names."""
+    model = load_model(args.model, args.framework, args.device, args.dtype)
+    try:
+        return segmenter(model)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def _summary() -> Table:
+    """A table without rows for what was done to each image."""
+    table = Table("image")
+    for heading in ("masks", "best score", "seconds"):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _summary_row(path: str, records: Records, seconds: float) -> tuple[str, ...]:
+    best = max((record["predicted_iou"] for record in records), default=None)
+    score = "-" if best is None else f"{best:.2f}"
+    return Path(path).name, str(len(records)), score, f"{seconds:.1f}"

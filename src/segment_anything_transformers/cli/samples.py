@@ -1,0 +1,77 @@
+"""Images with true masks on the command line: which ones, and what happens to faulty ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from .files import UsageError, one_line
+
+if TYPE_CHECKING:
+    from ..data.samples import Faults, Samples
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which images and masks there are."""
+    parser.add_argument("data", metavar="DATA", help="folder, COCO annotations, or Hub data set")
+    parser.add_argument("--images", metavar="FOLDER", help="images of the COCO annotations")
+    parser.add_argument(
+        "--ignore-value", type=int, metavar="N", help="pixels of masks with this value are unknown"
+    )
+    parser.add_argument("--split", default="train", help="of a Hub data set (default: %(default)s)")
+    parser.add_argument(
+        "--skip-faulty",
+        action="store_true",
+        help="leave out images that cannot be read or have no sound mask, and say which",
+    )
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns what data, options and missing libraries raise into one line for the user."""
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError) as error:
+        raise UsageError(one_line(error)) from error
+
+
+def read_samples(
+    args: argparse.Namespace,
+    data: str | None = None,
+    images: str | None = None,
+    split: str | None = None,
+) -> Samples:
+    """The samples that the options of `add_data_options` mean.
+
+    Args:
+        args: What was parsed.
+        data: Read this instead of the command's DATA.
+        images: And its images from this folder, if it is COCO annotations.
+        split: And this part of it, if it is a Hub data set; by default the command's.
+
+    Raises:
+        UsageError: They cannot be had.
+    """
+    from ..data.annotations import load_samples
+
+    if data is None:
+        data, images = args.data, args.images
+    with usage_errors():
+        return load_samples(data, images, args.ignore_value, split or args.split)
+
+
+def faults_asked(args: argparse.Namespace) -> Faults:
+    """What was asked to be done with faulty samples."""
+    return "skip" if args.skip_faulty else "refuse"
+
+
+def report_skipped(faults: list[str]) -> int:
+    """Names the samples that were skipped; returns the exit code."""
+    for message in faults:
+        tqdm.write(f"segment-anything: skipped {message}", file=sys.stderr)
+    return 1 if faults else 0

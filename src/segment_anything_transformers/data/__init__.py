@@ -1,0 +1,1 @@
+"""Files and annotations as samples, for training and evaluation."""

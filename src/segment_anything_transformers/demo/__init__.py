@@ -1,0 +1,1 @@
+"""The page on which you click, and its photograph."""

@@ -1,0 +1,1 @@
+"""A model, an image, prompts: predictor, mask generator, and pictures of masks."""

@@ -1,0 +1,77 @@
+"""One object's masks in the set image, and masks as records for JSON."""
+
+from typing import Any
+
+import numpy as np
+
+from ..model.mask_ops import masks_to_boxes, masks_to_rles, rle_to_coco
+from .predictor import SAMPredictor
+from .prompts import FOREGROUND
+from .zoom import box_around
+
+Record = dict[str, Any]
+
+
+def segment_object(
+    predictor: SAMPredictor, prompts: dict[str, Any], keep_all: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the object that the prompts mean together, the best first.
+
+    A lone click may mean a part or the whole: of its several masks the one that the model rates
+    highest is the better answer. Other prompts are answered by the single mask.
+
+    Args:
+        predictor: Its image is set.
+        prompts: Any of "points" (M1, 2), "labels" (M1,), "boxes" (M2, 4), "masks" (M3, H', W'),
+            as `SAMPredictor` takes them without a batch axis.
+        keep_all: Whether all K masks are wanted rather than the best.
+
+    Returns:
+        Masks (k, H0, W0) bool and scores (k,) float32, where k is K or 1.
+    """
+    is_ambiguous = set(prompts) <= {"points", "labels"} and len(prompts.get("points", ())) == 1
+    masks, scores, _ = predictor(**prompts, multimask_output=keep_all or is_ambiguous)
+    order = np.argsort(-scores, kind="stable")[: None if keep_all else 1]
+    return masks[order], scores[order]
+
+
+def zoom_to_object(predictor: SAMPredictor, prompts: dict[str, Any]) -> None:
+    """Zooms to the boxes, or to the mask that is found in the whole image, and to its points.
+
+    Args:
+        predictor: Its image is set.
+        prompts: As for `segment_object`.
+    """
+    points = np.asarray(prompts.get("points", np.zeros((0, 2))))
+    labels = np.asarray(prompts.get("labels", np.full(len(points), FOREGROUND)))
+    corners = np.asarray(prompts.get("boxes", np.zeros((0, 4)))).reshape(-1, 2)
+    mask = None
+    predictor.zoom(None)
+    if not len(corners):
+        [mask], _ = segment_object(predictor, prompts)
+    points = np.concatenate([points[labels == FOREGROUND], corners])
+    if len(points) or (mask is not None and mask.any()):
+        predictor.zoom(box_around(points, mask))
+
+
+def mask_records(masks: np.ndarray, scores: np.ndarray) -> list[Record]:
+    """A dictionary a mask, which can go to JSON, with fields as the mask generator's records have.
+
+    Args:
+        masks: (n, H0, W0) bool.
+        scores: (n,) predicted IoU.
+
+    Returns:
+        "segmentation" as COCO run lengths; "area" in pixels; "bbox": [left, top, width, height],
+        where width and height are one less than the number of columns and rows; "predicted_iou".
+    """
+    rows = zip(masks, masks_to_rles(masks), masks_to_boxes(masks), scores, strict=True)
+    return [
+        {
+            "segmentation": rle_to_coco(rle),
+            "area": int(mask.sum()),
+            "bbox": [int(left), int(top), int(right - left), int(bottom - top)],
+            "predicted_iou": float(score),
+        }
+        for mask, rle, (left, top, right, bottom), score in rows
+    ]
