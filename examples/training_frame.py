@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segment_anything_transformers.model import modeling_segment_anything as modeling
-from segment_anything_transformers.model.modeling_segment_anything import (
-    ImageEncoder,
-    PositionEncoding,
-    SegmentAnythingModel,
-)
+from segment_anything_transformers.model import image_encoder
+from segment_anything_transformers.model.image_encoder import ImageEncoder
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.prompt_encoder import PositionEncoding
 
 
 def enlarged(preset: str, size: int, attn_implementation: str) -> SegmentAnythingModel:
@@ -75,7 +73,7 @@ def use_frame(model: SegmentAnythingModel) -> None:
     """Makes a model's inputs parts of pictures, see `move_frame`. It can only be trained then."""
     model.image_encoder.__class__ = FramedImageEncoder
     model.prompt_encoder.pe_layer.__class__ = FramedPositionEncoding
-    modeling._relative_positions = _cropped_positions
+    image_encoder._relative_positions = _cropped_positions
     move_frame(model, model.config.input_size[0], 0.0, 0.0)
 
 

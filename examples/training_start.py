@@ -15,11 +15,8 @@ from segment_anything_transformers.model.configuration_segment_anything import (
     PRESETS,
     SegmentAnythingModelConfig,
 )
-from segment_anything_transformers.model.modeling_segment_anything import (
-    DecoderAttention,
-    SegmentAnythingModel,
-    TwoWayBlock,
-)
+from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.two_way_transformer import DecoderAttention, TwoWayBlock
 
 FREQUENCIES = (0.125, 6.0)
 """Lowest and highest frequency that `start_by_position` gives, in periods over half a picture."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything_transformers.model import modeling_segment_anything
+from segment_anything_transformers.model import mask_decoder
 from segment_anything_transformers.prediction.backends import (
     Backend,
     GoodMasks,
@@ -101,7 +101,7 @@ def test_a_precision_that_is_none_is_refused():
 @pytest.mark.parametrize("upscaled", [1, 7, 100])
 def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it(monkeypatch, upscaled):
     at_once = dict.fromkeys((True, False), upscaled)
-    monkeypatch.setattr(modeling_segment_anything, "_SETS_UPSCALED_AT_ONCE", at_once)
+    monkeypatch.setattr(mask_decoder, "_SETS_UPSCALED_AT_ONCE", at_once)
     config = small_config()
     backend = backend_for(random_model(config))
     embeddings = backend.encode_images(np.random.rand(1, 3, *config.input_size).astype(np.float32))

@@ -23,13 +23,13 @@ from segment_anything_transformers.data.samples import Sample
 from segment_anything_transformers.evaluation.evaluation import Evaluation, ObjectQuality
 from segment_anything_transformers.evaluation.measures import masks_iou
 from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.layers import linear
 from segment_anything_transformers.model.mask_ops import (
     masks_to_boxes,
     point_grid,
     resize_bilinear,
     stability_scores,
 )
-from segment_anything_transformers.model.modeling_segment_anything import Linear
 from tests.fake_backend import small_config
 from tests.few_scenes import write_grey_square
 from tests.sample_folders import rectangle_samples
@@ -161,7 +161,7 @@ def test_goals_speak_of_contestants_and_of_what_is_measured(name):
     ("call", "products"),
     [
         (lambda: nn.Linear(7, 5)(torch.randn(3, 7)), 3 * 7 * 5),
-        (lambda: Linear(7, 5)(torch.randn(3, 2, 7)), 3 * 2 * 7 * 5),
+        (lambda: linear(nn.Linear(7, 5), torch.randn(3, 2, 7)), 3 * 2 * 7 * 5),
         (lambda: torch.randn(2, 3, 4) @ torch.randn(2, 4, 5), 2 * 3 * 4 * 5),
         (
             lambda: torch.zeros(2, 3, 5).baddbmm_(torch.randn(2, 3, 4), torch.randn(2, 4, 5)),

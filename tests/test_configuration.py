@@ -169,6 +169,6 @@ def test_unknown_preset_lists_the_known_ones():
 
 
 def test_every_activation_has_a_function():
-    from segment_anything_transformers.model.modeling_segment_anything import _ACTIVATIONS
+    from segment_anything_transformers.model.layers import ACTIVATIONS
 
-    assert tuple(_ACTIVATIONS) == ENCODER_ACTIVATIONS
+    assert tuple(ACTIVATIONS) == ENCODER_ACTIVATIONS

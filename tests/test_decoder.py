@@ -1,14 +1,14 @@
-"""The decoder, which never writes the image out, against the plain form that does."""
+"""The decoder in both of its forms, against the paper's with every tensor written out."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from segment_anything_transformers.model import modeling_segment_anything
+from segment_anything_transformers.model import fast_decoder, mask_decoder
 from segment_anything_transformers.model.configuration_segment_anything import (
     SegmentAnythingModelConfig,
 )
-from tests import plain
+from tests import forms, plain
 from tests.fake_backend import small_config
 from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts
 
@@ -20,11 +20,14 @@ def embeddings_of(model):
         return model.get_image_embeddings(random_images(model.config))
 
 
-def compare(model, embeddings, prompts, **tolerance):
-    logits, scores = model.decode(embeddings, **prompts)
-    plain_logits, plain_scores = plain.decode(model, embeddings, **prompts)
-    assert_close(logits, plain_logits, **(tolerance or TOLERANCE))
-    assert_close(scores, plain_scores, **(tolerance or TOLERANCE))
+def compare(model, embeddings, prompts, others=None, **tolerance):
+    """Both forms with plain ones of the same prompts, or of `others` that mean the same."""
+    expected = plain.decode(model, embeddings, **(others or prompts))
+    for is_fast in (True, False):
+        with forms.only(is_fast):
+            outputs = model.decode(embeddings, **prompts)
+        for output, written_out in zip(outputs, expected, strict=True):
+            assert_close(output, written_out, **(tolerance or TOLERANCE))
 
 
 @pytest.mark.parametrize("count", [1, 3, 30], ids="{} points".format)
@@ -57,10 +60,7 @@ def test_a_mask_of_the_image_is_shared():
     }
     each = shared | {"input_masks": prompts["input_masks"][:, :1, :1].expand(-1, SETS, -1, -1, -1)}
     embeddings = embeddings_of(model)
-    logits, scores = model.decode(embeddings, **shared)
-    plain_logits, plain_scores = plain.decode(model, embeddings, **each)
-    assert_close(logits, plain_logits, **TOLERANCE)
-    assert_close(scores, plain_scores, **TOLERANCE)
+    compare(model, embeddings, shared, each)
 
 
 def test_gradients_equal_those_of_the_plain_form():
@@ -94,7 +94,7 @@ def test_groups_make_no_difference(monkeypatch, prompts_per_group, upscaled, nam
     expected = model.decode(embeddings, **given)
     model.mask_decoder.prompts_per_group = prompts_per_group
     at_once = dict.fromkeys((True, False), upscaled)
-    monkeypatch.setattr(modeling_segment_anything, "_SETS_UPSCALED_AT_ONCE", at_once)
+    monkeypatch.setattr(mask_decoder, "_SETS_UPSCALED_AT_ONCE", at_once)
     for output, whole in zip(model.decode(embeddings, **given), expected, strict=True):
         assert_close(output, whole, **TOLERANCE)
 
@@ -122,7 +122,7 @@ def test_full_size_decoder_equals_its_plain_form():
 
 
 @torch.no_grad()
-def test_what_is_remembered_of_an_image_follows_image_and_weights():
+def test_what_is_remembered_of_an_image_follows_image_and_weights(monkeypatch):
     model = random_model(small_config())
     embeddings = embeddings_of(model)[:1].clone()
     given = {"input_points": torch.rand(1, SETS, 2, 2) * 60}
@@ -132,8 +132,10 @@ def test_what_is_remembered_of_an_image_follows_image_and_weights():
         return True
 
     assert is_as_plain()
-    calls, share = [], model.mask_decoder.transformer.share
-    model.mask_decoder.transformer.share = lambda *args: calls.append(1) or share(*args)
+    calls, share = [], fast_decoder.FastDecoder._share
+    monkeypatch.setattr(
+        fast_decoder.FastDecoder, "_share", lambda *args: calls.append(1) or share(*args)
+    )
     assert is_as_plain()
     assert is_as_plain()
     assert calls == []

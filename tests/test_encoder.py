@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from segment_anything_transformers.model import modeling_segment_anything as modeling
+from segment_anything_transformers.model import image_encoder, layers
 from tests import plain
 from tests.fake_backend import small_config
 from tests.tiny import random_images, random_model
@@ -17,8 +17,8 @@ TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
 def test_encoder_equals_its_plain_form(monkeypatch, scores_at_once, implementation):
-    monkeypatch.setattr(modeling, "_SCORES_AT_ONCE", {True: scores_at_once})
-    monkeypatch.setattr(modeling, "_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(image_encoder, "_SCORES_AT_ONCE", {True: scores_at_once})
+    monkeypatch.setattr(image_encoder, "_ROWS_AT_ONCE", 5)
     model = random_model(small_config())
     model.set_attn_implementation(implementation)
     pixels = random_images(model.config)
@@ -32,9 +32,10 @@ def test_what_runs_off_a_processor_equals_the_plain_form(
     monkeypatch, implementation, is_called, most
 ):
     """There PyTorch's fused attention gets the relative positions, as channels where they fit."""
-    monkeypatch.setattr(modeling, "_is_in_pieces", lambda *_: False)
-    monkeypatch.setattr(modeling, "_biases_are_fused", lambda _: True)
-    monkeypatch.setattr(modeling, "_FUSED_CHANNELS", most)
+    monkeypatch.setattr(image_encoder, "_is_in_pieces", lambda *_: False)
+    for module in (image_encoder, layers):
+        monkeypatch.setattr(module, "biases_are_fused", lambda _: True)
+    monkeypatch.setattr(image_encoder, "_FUSED_CHANNELS", most)
     theirs, calls = F.scaled_dot_product_attention, []
 
     def attention(query, key, value, bias=None, *given, **options):
@@ -64,9 +65,9 @@ def test_a_build_of_pytorch_without_the_fused_product_gives_the_same(monkeypatch
     model = random_model(small_config(input_size=size))
     pixels = random_images(model.config)
     boxes = torch.tensor([[[10.0, 12.0, 50.0, 60.0], [3.0, 4.0, 20.0, 30.0]]])
-    assert modeling._has_fused_product()
+    assert layers._has_fused_product()
     fused = model(pixels[:1], input_boxes=boxes)
-    monkeypatch.setattr(modeling, "_has_fused_product", lambda: False)
+    monkeypatch.setattr(layers, "_has_fused_product", lambda: False)
     plain_products = model(pixels[:1], input_boxes=boxes)
     for name in ("pred_masks", "iou_scores", "image_embeddings"):
         assert_close(fused[name], plain_products[name], **TOLERANCE)

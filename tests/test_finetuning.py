@@ -20,10 +20,8 @@ from segment_anything_transformers.data.annotations import folder_samples
 from segment_anything_transformers.data.samples import AnnotationError, Samples
 from segment_anything_transformers.evaluation.measures import masks_iou
 from segment_anything_transformers.model import loss_segment_anything as losses
-from segment_anything_transformers.model.modeling_segment_anything import (
-    EncoderAttention,
-    MaskDecoder,
-)
+from segment_anything_transformers.model.image_encoder import EncoderAttention
+from segment_anything_transformers.model.mask_decoder import MaskDecoder
 from segment_anything_transformers.training import interactive_model
 from segment_anything_transformers.training.batches import Collator, ObjectsDataset
 from segment_anything_transformers.training.finetuning import (

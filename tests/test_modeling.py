@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import SamModel
 
-from segment_anything_transformers.model import modeling_segment_anything as modeling
+from segment_anything_transformers.model import layers
 from segment_anything_transformers.model.checkpoints import adapt_weights
 from segment_anything_transformers.model.configuration_segment_anything import ENCODER_ACTIVATIONS
 from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
@@ -328,7 +328,7 @@ def test_half_precision_follows_float32(pixels, prompts, dtype):
 def test_autocast_reaches_the_products_of_inference(pixels, prompts):
     model = random_model(small_config())
     expected = model(pixels, **prompts).pred_masks
-    modeling._has_fused_product.cache_clear()  # it was asked outside of autocast
+    layers._has_fused_product.cache_clear()  # it was asked outside of autocast
     layer = model.image_encoder.blocks[0].mlp
     tokens = torch.randn(1, 4, model.config.encoder_embed_dim)
     with torch.autocast("cpu", torch.bfloat16):

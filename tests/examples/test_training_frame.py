@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from examples.training_frame import enlarged, move_frame, use_frame
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.model import modeling_segment_anything as modeling
+from segment_anything_transformers.model import image_encoder
 
 SIDE, PATCH = 128, 16
 
@@ -14,7 +14,7 @@ SIDE, PATCH = 128, 16
 @pytest.fixture
 def model(monkeypatch):
     # `use_frame` replaces it for good, and other tests of this process need it.
-    monkeypatch.setattr(modeling, "_relative_positions", modeling._relative_positions)
+    monkeypatch.setattr(image_encoder, "_relative_positions", image_encoder._relative_positions)
     return SegmentAnythingModel.from_pretrained("sam_vit_t", input_size=(SIDE, SIDE)).eval()
 
 
@@ -37,7 +37,7 @@ def test_a_part_has_the_positions_of_the_whole(model):
     positions = model.image_encoder._positions(4, 4)
     assert torch.equal(positions, model.image_encoder.pos_embed[:, :4, 4:])
     table = model.image_encoder.blocks[1].attn.rel_pos_h
-    distances = modeling._relative_positions(table, 4)
+    distances = image_encoder._relative_positions(table, 4)
     assert torch.equal(distances[3, 0], table[SIDE // PATCH - 1 + 3])
 
 

@@ -1,0 +1,181 @@
+"""Layers that every part of the PyTorch model is made of, and how they are called.
+
+A processor multiplies faster by an operation that takes a layer's weights, not the layer. It is
+used where the layer is a plain one; adapters, hooks, quantised and other layers that stand in for
+a plain one are always called, see `is_plain`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda features: F.gelu(features, approximate="tanh"),
+    "hard_swish": F.hardswish,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_ON_ALL = (
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+)
+_PLAIN_LAYERS = frozenset({nn.Linear, nn.Embedding})
+
+
+def is_plain(layer: nn.Module, types: frozenset[type] = _PLAIN_LAYERS) -> bool:
+    """Whether a layer computes just what its weights say, so that these may be used without it.
+
+    It does not where another class, a hook, a forward of its own or a parametrisation is in its
+    place, or weights that are no plain tensors.
+
+    Args:
+        layer: The layer; its children do not count.
+        types: Classes of layers that are plain.
+    """
+    state = layer.__dict__
+    return (
+        type(layer) in types
+        and "forward" not in state
+        and "weight" not in state  # pruned, or sharded
+        and not any(map(state.__getitem__, _HOOKS))
+        and not any(_HOOKS_ON_ALL)
+        and all(type(p) is nn.Parameter for p in state["_parameters"].values() if p is not None)
+    )
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made: it must hold for other inputs, and stay small."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@functools.cache
+def _has_fused_product() -> bool:
+    """Whether this build of PyTorch has oneDNN's product with what follows it in one pass."""
+    rows = torch.ones(2, 3)
+    try:
+        fused = torch.ops.mkldnn._linear_pointwise(rows, rows, None, "gelu", [], "none")
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(fused, F.gelu(rows @ rows.T))
+
+
+def _is_for_onednn(x: Tensor) -> bool:
+    """Whether oneDNN should multiply, by an operation that has no gradients and is not exported.
+
+    For fp32 on a processor PyTorch itself takes MKL, which uses half the vector width of AMD's
+    processors, and a pass over the memory for an activation. Autocast would not see the operation.
+    """
+    if is_traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _has_fused_product()
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """As `F.linear`, maybe with the exact GELU of the result; faster on a processor."""
+    if _is_for_onednn(x) and weight.dtype == x.dtype:
+        activation = "gelu" if gelu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    x = F.linear(x, weight, bias)
+    return F.gelu(x) if gelu else x
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """As `left @ right`; where each is one matrix, faster on a processor."""
+    if not _is_for_onednn(left) or (left.shape[:-2].numel(), right.shape[:-2].numel()) != (1, 1):
+        return left @ right
+    leading = max(left.shape[:-2], right.shape[:-2], key=len)
+    # oneDNN takes other strides too, and for some of them a hundred times as long.
+    matrices = left.flatten(0, -2).contiguous(), right.flatten(0, -2).mT.contiguous()
+    return affine(*matrices).view(*leading, left.shape[-2], right.shape[-1])
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a linear layer, or whatever stands in for it, makes of the last axis."""
+    if _is_for_onednn(x) and is_plain(layer):
+        return affine(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+    return layer(x)
+
+
+def vectors(embedding: nn.Module, count: int = 1) -> Tensor:
+    """The `count` learned vectors (count, D) of an embedding, or of whatever stands in for it."""
+    weight: Tensor = embedding.weight  # type: ignore[assignment]
+    if is_plain(embedding):
+        return weight
+    return embedding(torch.arange(count, device=weight.device))
+
+
+def slices(count: int, length: int) -> list[slice]:
+    """Parts of `length` that cover an axis of `count` entries, the last one maybe shorter."""
+    return [slice(start, start + length) for start in range(0, count, length)]
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of (N, C, H, W), with Meta's epsilon of 1e-6."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        """Starts as the identity after normalisation."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of mean 0 and variance 1 over the channels, then scaled and shifted."""
+        channels_last = features.permute(0, 2, 3, 1)
+        normalised = F.layer_norm(
+            channels_last, self.weight.shape, self.weight, self.bias, self.eps
+        )
+        return normalised.permute(0, 3, 1, 2)
+
+
+class Perceptron(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: Callable[[Tensor], Tensor], drop: float = 0.0
+    ) -> None:
+        """Maps `width` to `hidden` and back; `drop` acts after each layer in training."""
+        super().__init__()
+        self.lin1 = nn.Linear(width, hidden)
+        self.lin2 = nn.Linear(hidden, width)
+        self.activation = activation
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token on its own."""
+        hidden = self.drop(self.activation(linear(self.lin1, x)))
+        return self.drop(linear(self.lin2, hidden))
+
+
+def biases_are_fused(query: Tensor) -> bool:
+    """Whether attention with a bias is left to PyTorch: on a processor it is slower there."""
+    return query.device.type != "cpu"
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    dropout: float,
+    implementation: str | None,
+) -> Tensor:
+    """Softmax attention over the last but one axis; `bias` adds to the scaled scores."""
+    if implementation != "eager" and (bias is None or biases_are_fused(query)):
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
+    scaled = query * query.shape[-1] ** -0.5
+    if bias is not None and bias.ndim == 3:
+        # The bias is a fresh tensor, and a large one. Autocast leaves operations in place alone.
+        scores = bias.baddbmm_(scaled.to(bias.dtype), key.mT.to(bias.dtype))
+    else:
+        scores = scaled @ key.mT if bias is None else scaled @ key.mT + bias
+    return F.dropout(scores.softmax(-1), dropout) @ value

@@ -1,0 +1,193 @@
+"""What wraps or replaces a layer acts: adapters, hooks, pruned, quantised and parametrised layers."""
+
+import copy
+import warnings
+
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.testing import assert_close
+
+from segment_anything_transformers.model.layers import is_plain, linear, vectors
+from tests import forms
+from tests.fake_backend import small_config
+from tests.tiny import random_images, random_model, random_prompts
+
+LINEARS = 5
+"""Every so many linear layers one is changed, in all parts of the model."""
+
+
+def adapted(model, **options):
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers for it by the old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return peft.get_peft_model(model, peft.LoraConfig(**options))
+
+
+def outputs_of(model):
+    """Logits, scores and embeddings without gradients, and whether the fast decoder made them."""
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    config = base.config
+    prompts = random_prompts(config)
+    given = {name: prompts[name] for name in ("input_points", "input_labels", "input_boxes")}
+    with torch.no_grad(), forms.counted() as calls:
+        output = base(random_images(config), **given)
+    return (output.pred_masks, output.iou_scores, output.image_embeddings), bool(calls)
+
+
+def doubled(layer):
+    """Makes a linear layer return twice its output, by changing its weights."""
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        if layer.bias is not None:
+            layer.bias.mul_(2)
+
+
+def hooked(owner, name, layer):
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def replaced(owner, name, layer):
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = layer
+
+        def forward(self, x):
+            return 2 * self.inside(x)
+
+    setattr(owner, name, Doubled())
+
+
+def overridden(owner, name, layer):
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def parametrised(owner, name, layer):
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    parametrize.register_parametrization(layer, "weight", Twice())
+    if layer.bias is not None:
+        parametrize.register_parametrization(layer, "bias", Twice())
+
+
+def some_linears(model):
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    for name, layer in found[::LINEARS]:
+        owner, _, child = name.rpartition(".")
+        yield model.get_submodule(owner), child, layer
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, overridden, parametrised])
+def test_a_changed_layer_acts_wherever_it_is(change):
+    model = random_model(small_config())
+    expected = copy.deepcopy(model)
+    for _, _, layer in some_linears(expected):
+        doubled(layer)
+    for place in [*some_linears(model)]:
+        change(*place)
+    outputs, is_fast = outputs_of(model)
+    of_weights, weights_are_fast = outputs_of(expected)
+    assert (is_fast, weights_are_fast) == (False, True)
+    for output, other in zip(outputs, of_weights, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-5)
+
+
+def test_pruned_layers_act():
+    model = random_model(small_config())
+    expected = copy.deepcopy(model)
+    for of_pruned, of_expected in zip([*some_linears(model)], some_linears(expected), strict=True):
+        layer, other = of_pruned[-1], of_expected[-1]
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+        with torch.no_grad():
+            other.weight.copy_(layer.weight)
+        # Whoever goes on from `weight_orig` prunes anew in every call.
+        assert layer.weight_orig.count_nonzero() > layer.weight.count_nonzero()
+    outputs, is_fast = outputs_of(model)
+    assert not is_fast
+    for output, other in zip(outputs, outputs_of(expected)[0], strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_on_all_modules_sees_those_of_the_decoder():
+    model = random_model(small_config())
+    seen = set()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        _, is_fast = outputs_of(model)
+    finally:
+        handle.remove()
+    assert not is_fast
+    assert set(model.mask_decoder.transformer.modules()) <= seen | {
+        model.mask_decoder.transformer.layers
+    }
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "k_proj", "v_proj", "out_proj"]])
+def test_adapters_learn_everywhere_and_merge_without_a_trace(targets, dora):
+    """Equal masks before and after merging, and a gradient for every adapter."""
+    torch.manual_seed(0)
+    base = random_model(small_config())
+    before, _ = outputs_of(base)
+    model = adapted(
+        base, r=4, lora_alpha=8, target_modules=targets, use_dora=dora, init_lora_weights=False
+    )
+    prompts = random_prompts(base.config)
+    output = base(
+        random_images(base.config),
+        input_points=prompts["input_points"],
+        input_masks=prompts["input_masks"],
+    )
+    (output.pred_masks.square().mean() + output.iou_scores.square().mean()).backward()
+    without = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    }
+    # Multiple masks are asked for, so the single one's perceptron learns nothing. Adding the same
+    # to the scores of all keys changes nothing: a key's bias has no gradient, but LoRA has none.
+    assert {name for name in without if "output_hypernetworks_mlps.0" not in name} == set()
+    outputs, is_fast = outputs_of(model)
+    assert not is_fast
+    assert not torch.allclose(outputs[0], before[0])
+    merged, merged_is_fast = outputs_of(model.merge_and_unload())
+    assert merged_is_fast
+    for output, other in zip(outputs, merged, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quantization.*:DeprecationWarning")
+def test_layers_quantised_by_pytorch_act():
+    model = random_model(small_config())
+    exact, _ = outputs_of(model)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    linears = sum(type(layer) is nn.Linear for layer in model.modules())
+    replaced_by = [m for m in quantised.modules() if type(m).__module__.startswith("torch.ao.nn")]
+    assert len([m for m in replaced_by if hasattr(m, "in_features")]) == linears > 0
+    outputs, is_fast = outputs_of(quantised)
+    assert not is_fast
+    for output, other in zip(outputs, exact, strict=True):
+        assert not torch.equal(output, other)
+        assert_close(output, other, rtol=0.0, atol=0.1 * other.abs().max().item())
+
+
+def test_plain_layers_are_told_from_others():
+    layer, rows = nn.Linear(5, 7), torch.randn(3, 5)
+    assert is_plain(layer)
+    with torch.no_grad():
+        assert_close(linear(layer, rows), layer(rows))
+    handle = layer.register_forward_pre_hook(lambda module, inputs: None)
+    assert not is_plain(layer)
+    handle.remove()
+    assert is_plain(layer)
+    embedding = nn.Embedding(2, 3)
+    assert vectors(embedding, 2) is embedding.weight
+    embedding.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert_close(vectors(embedding, 2), embedding.weight + 1)
