@@ -13,7 +13,7 @@ from segment_anything_transformers import (
     SegmentAnythingImageProcessor,
     SegmentAnythingModelConfig,
 )
-from tests.processing.inputs import random_image
+from tests.model.processing.inputs import random_image
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -361,5 +361,5 @@ def test_neither_torch_nor_torchvision_is_needed():
         "found = image_processor.filter_masks(logits, scores, (20, 30), (0, 0, 30, 20))\n"
         "assert len(image_processor.post_process_for_mask_generation(*found, 0.7)[0]) == 1\n"
     )
-    source = Path(__file__).parents[2] / "src"
+    source = Path(__file__).parents[3] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})

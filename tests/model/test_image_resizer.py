@@ -218,5 +218,5 @@ def test_no_framework_and_no_transformers_are_needed():
         "ImageResizer((4, 5), (8, 8)).scale_image(np.zeros((4, 5, 3), np.uint8))\n"
         "assert not {'torch', 'tensorflow', 'transformers'} & set(sys.modules)\n"
     )
-    source = Path(__file__).parents[1] / "src"
+    source = Path(__file__).parents[2] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})

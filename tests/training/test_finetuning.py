@@ -189,8 +189,8 @@ def test_a_run_that_was_cut_off_ends_where_the_other_does(
 def test_a_run_that_was_killed_ends_where_the_other_does(folder, tmp_path):
     code = f"""
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tests import test_finetuning as tests
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.training import test_finetuning as tests
 step, count = tests.SegmentAnythingTrainer.training_step, iter(range(100))
 def kill(self, *args, **kwargs):
     if next(count) == 3:
@@ -377,8 +377,8 @@ def test_two_processes_learn_and_measure_as_one(tmp_path, mode, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text(f"""
 import json, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tests import test_finetuning as tests
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.training import test_finetuning as tests
 tests.draw_the_same(tests.pytest.MonkeyPatch())
 options = dict(eval_data=tests.uneven_samples(), **{options})
 model = tests.random_model(tests.small_config())

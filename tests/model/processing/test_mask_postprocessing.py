@@ -5,7 +5,7 @@ from PIL import Image
 
 from segment_anything_transformers import ImageResizer, SegmentAnythingImageProcessor
 from segment_anything_transformers.model import mask_ops
-from tests.processing.inputs import random_image
+from tests.model.processing.inputs import random_image
 
 
 def smooth_logits(*shape, seed=0):

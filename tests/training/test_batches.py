@@ -8,8 +8,8 @@ from segment_anything_transformers.data.samples import Samples
 from segment_anything_transformers.training.batches import Collator, ObjectsDataset, keep_embeddings
 from tests.fake_backend import small_config
 from tests.sample_folders import rectangles, write_folder
-from tests.test_finetuning import processor_of
 from tests.tiny import random_model
+from tests.training.test_finetuning import processor_of
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from conversion.__main__ import parse_arguments
 from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
 from segment_anything_transformers.cli.arguments import build_parser
 from segment_anything_transformers.cli.main import main
+from tests.docs.test_readme import DEMO_IMAGE
 from tests.made_once import exported_vit_t
 from tests.markdown import code_blocks
 from tests.parity.peers import huggingface_model
-from tests.test_readme import DEMO_IMAGE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 TESTED_ELSEWHERE = "how-to/fine-tune.md"  # in test_docs_finetune.py

@@ -12,7 +12,7 @@ from benchmarks.finetuning import page as measured
 from segment_anything_transformers.cli.arguments import build_parser
 from tests.markdown import code_blocks
 
-PATH = Path(__file__).parents[1] / "docs" / "how-to" / "fine-tune.md"
+PATH = Path(__file__).parents[2] / "docs" / "how-to" / "fine-tune.md"
 PAGE = PATH.read_text()
 
 

@@ -13,7 +13,7 @@ from segment_anything_transformers import (
     SegmentAnythingModelConfig,
     SegmentAnythingProcessor,
 )
-from tests.processing.inputs import INPUT_SIZE, MASK_SIZE, PROMPT_NAMES, SIZES
+from tests.model.processing.inputs import INPUT_SIZE, MASK_SIZE, PROMPT_NAMES, SIZES
 
 
 def in_input(size, coordinates):

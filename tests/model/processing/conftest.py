@@ -9,7 +9,7 @@ from segment_anything_transformers import (
     SegmentAnythingProcessor,
 )
 from tests.fake_backend import small_config
-from tests.processing.inputs import SIZES, random_image
+from tests.model.processing.inputs import SIZES, random_image
 
 
 @pytest.fixture(scope="package")

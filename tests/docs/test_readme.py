@@ -17,7 +17,7 @@ from segment_anything_transformers.cli.arguments import build_parser
 from segment_anything_transformers.cli.files import image_size
 from tests.markdown import code_blocks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DEMO_IMAGE = ROOT / "src" / "segment_anything_transformers" / "demo" / "coffee.jpg"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.processing.inputs import MASK_SIZE, PROMPT_NAMES, SIZES
+from tests.model.processing.inputs import MASK_SIZE, PROMPT_NAMES, SIZES
 
 
 def random_logits(*shape, seed=0):
