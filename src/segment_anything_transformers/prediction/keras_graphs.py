@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 from keras import tree
 
 from ..model.configuration_segment_anything import PADDING
+from ..model.layers_tf import is_on_cpu
 
 _POSITIONS_AT_ONCE = {True: 1 << 15, False: 1 << 19}
 """Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
@@ -94,27 +96,25 @@ class ModelGraphs:
         grid_hw = model.grid_size()
         selections = {True: slice(1, None), False: slice(0, 1)}
         self.encode = Graph(model, model.get_image_embeddings, (0,))
-        self.share = Graph(model, model.share, (None,))
+        is_fast = model.mask_decoder.may_be_fast()
+
+        def decode(image: Any, *prompts: Any, chosen: slice) -> Any:
+            if is_fast:
+                return model.decode_shared(image, *prompts, grid_hw, chosen)
+            return model.decode(image, *prompts, None, chosen)
+
+        self.share: Callable = Graph(model, model.share, (None,)) if is_fast else _as_it_is
         self.decode = {
-            multiple: Graph(
-                model,
-                lambda shared, *prompts, chosen=chosen: model.decode_shared(
-                    shared, *prompts, grid_hw, chosen
-                ),
-                (None, 1, 1, 1),
-            )
+            multiple: Graph(model, partial(decode, chosen=chosen), (None, 1, 1, 1))
             for multiple, chosen in selections.items()
         }
+        decode_with_masks = model.decode_fast if is_fast else model.decode
         self.decode_with_masks = {
-            multiple: Graph(
-                model,
-                lambda *inputs, chosen=chosen: model.decode(*inputs, chosen),
-                (None, 1, 1, 1, 1),
-            )
+            multiple: Graph(model, partial(decode_with_masks, selection=chosen), (None, 1, 1, 1, 1))
             for multiple, chosen in selections.items()
         }
         self.decode_above = None  # to JAX the number of masks must not depend on their quality
-        if keras.backend.backend() != "jax":
+        if is_fast and keras.backend.backend() != "jax":
             self.decode_above = Graph(
                 model,
                 lambda shared, points, labels, threshold: model.decode_above(
@@ -125,17 +125,25 @@ class ModelGraphs:
 
     @classmethod
     def of(cls, model: Any) -> ModelGraphs:
-        """The model's graphs, made when they are first asked for."""
-        graphs = getattr(model, "_graphs", None)
-        if graphs is None:
-            graphs = model._graphs = cls(model)
-        return graphs
+        """The model's graphs, made when they are first asked for.
+
+        They are made anew when a layer got other weights, adapters or weights of another kind: a
+        graph keeps what it was traced with.
+        """
+        state = [model.mask_decoder.may_be_fast(), *map(id, model.variables)]
+        kept = getattr(model, "_graphs", None)
+        if kept is None or kept[0] != state:
+            kept = model._graphs = state, cls(model)
+        return kept[1]
+
+
+def _as_it_is(image_embeddings: Any) -> Any:
+    return image_embeddings
 
 
 def prompt_groups(count: int, grid_hw: tuple[int, int]) -> list[slice]:
     """Prompt sets that are decoded together: so many that their image tokens fit the cache."""
-    is_cpu = all(device.startswith("cpu") for device in keras.distribution.list_devices())
-    length = max(1, _POSITIONS_AT_ONCE[is_cpu] // (grid_hw[0] * grid_hw[1]))
+    length = max(1, _POSITIONS_AT_ONCE[is_on_cpu()] // (grid_hw[0] * grid_hw[1]))
     return [slice(start, start + length) for start in range(0, count, length)]
 
 

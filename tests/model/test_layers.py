@@ -1,4 +1,4 @@
-"""What wraps or replaces a layer acts: adapters, hooks, pruned, quantised and parametrised layers."""
+"""What wraps or replaces a layer acts: adapters, hooks, pruned and quantised layers and others."""
 
 import copy
 import warnings
