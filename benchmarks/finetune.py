@@ -34,9 +34,10 @@ from segment_anything_transformers import (
     load_samples,
 )
 from segment_anything_transformers.data.samples import Samples
-from segment_anything_transformers.evaluation.measures import deepest_point, masks_iou
+from segment_anything_transformers.evaluation.measures import masks_iou
 from segment_anything_transformers.evaluation.report import draw_worst, quality_table
 from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
+from segment_anything_transformers.model.mask_ops import deepest_point
 from segment_anything_transformers.training.finetuning import Finetuned
 
 CLICKS = [1, 3]

@@ -48,9 +48,10 @@ from examples.scenes.pools import Pools
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel
 from segment_anything_transformers.data.samples import Sample
 from segment_anything_transformers.evaluation.evaluation import Evaluation, evaluate
-from segment_anything_transformers.evaluation.measures import deepest_point, masks_iou
+from segment_anything_transformers.evaluation.measures import masks_iou
 from segment_anything_transformers.model.checkpoints import SAFETENSORS, WEIGHTS_FOLDER
 from segment_anything_transformers.model.configuration_segment_anything import is_preset
+from segment_anything_transformers.model.mask_ops import deepest_point
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 SIZES = {

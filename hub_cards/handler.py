@@ -29,8 +29,8 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.mask_generator import usual_options
 from segment_anything_transformers.prediction.object_masks import (
     mask_records,
     segment_object,
@@ -143,7 +143,7 @@ class EndpointHandler:
         return records
 
     def _everything(self, image: Image.Image, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        options = {"points_per_side": 16, **GENERATOR_THRESHOLDS.get(self.model.config.name, {})}
+        options = {**usual_options(self.model.config), "points_per_side": 16}
         options |= {name: parameters[name] for name in EVERYTHING_OPTIONS if name in parameters}
         generator = SAMAutomaticMaskGenerator(self.model, **options, output_mode="coco_rle")
         return generator.generate(image)[:MAX_MASKS]

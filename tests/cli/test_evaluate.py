@@ -3,7 +3,7 @@ import json
 import pytest
 
 from segment_anything_transformers import SegmentAnythingModel, evaluate, load_samples
-from segment_anything_transformers.cli.files import image_size
+from segment_anything_transformers.data.files import image_size
 from tests.sample_folders import hide_rows, write_coco
 
 

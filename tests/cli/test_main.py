@@ -15,12 +15,13 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
-from segment_anything_transformers.cli.arguments import GENERATOR_OPTIONS, build_parser
-from segment_anything_transformers.cli.files import write_atomically
+from segment_anything_transformers.cli.arguments import build_parser
 from segment_anything_transformers.cli.main import main
 from segment_anything_transformers.cli.models import load_model
+from segment_anything_transformers.data.files import write_atomically
 from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.generator_options import GENERATOR_OPTIONS
 from segment_anything_transformers.prediction.object_masks import zoom_to_object
 from segment_anything_transformers.prediction.prompts import sure_logits
 from tests.fake_backend import small_config
@@ -228,7 +229,7 @@ def test_generator_options_have_the_generators_names_and_defaults():
     not_for_a_command = ("model", "point_grids", "output_mode", "preprocessing")
     not_for_a_command += ("dtype",)  # an option of every command
     expected = {name: defaults[name] for name in defaults if name not in not_for_a_command}
-    assert {name: default for name, _, default, _ in GENERATOR_OPTIONS} == expected
+    assert {option.name: option.default for option in GENERATOR_OPTIONS} == expected
 
 
 def test_less_is_asked_of_masks_of_the_small_model(run, photo, tmp_path):

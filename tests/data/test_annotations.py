@@ -94,7 +94,7 @@ def corrupt(path):
 FAULTS = {
     "an image that is cut off": (
         lambda folder: corrupt(folder / "images" / "1.png"),
-        "1.png: the image cannot be read",
+        "1.png: {folder}/images/1.png: the image is damaged",
     ),
     "no mask": (
         lambda folder: (folder / "masks" / "1.png").unlink(),
@@ -102,7 +102,7 @@ FAULTS = {
     ),
     "a mask that is cut off": (
         lambda folder: (folder / "masks" / "1.png").write_bytes(b"GIF89a"),
-        "1.png: its mask 1.png cannot be read",
+        "1.png: {folder}/masks/1.png: not an image that can be read",
     ),
     "another size": (
         lambda folder: Image.new("L", (30, 20), 1).save(folder / "masks" / "1.png"),
@@ -122,6 +122,7 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 def test_faults_are_named_and_refused_or_skipped(folder, kind):
     make_fault, message = FAULTS[kind]
+    message = message.format(folder=folder)
     make_fault(folder)
     samples = folder_samples(folder)
     with pytest.raises(AnnotationError, match="1 of 3 samples are faulty: ") as caught:

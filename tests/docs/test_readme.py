@@ -14,7 +14,7 @@ from segment_anything_transformers import (
     list_presets,
 )
 from segment_anything_transformers.cli.arguments import build_parser
-from segment_anything_transformers.cli.files import image_size
+from segment_anything_transformers.data.files import image_size
 from tests.markdown import code_blocks
 
 ROOT = Path(__file__).parents[2]

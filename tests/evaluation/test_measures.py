@@ -9,12 +9,11 @@ from scipy import ndimage, stats
 from segment_anything_transformers.evaluation.measures import (
     boundary,
     boundary_iou,
-    deepest_point,
     masks_iou,
     matched_share,
-    next_click,
     rank_correlation,
 )
+from segment_anything_transformers.model.mask_ops import deepest_point, next_click
 
 
 def blobs(seed, size_hw=(70, 90)):

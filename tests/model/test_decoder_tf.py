@@ -111,6 +111,7 @@ def test_what_stands_in_for_a_layer_acts(monkeypatch):
         np.testing.assert_allclose(output, other, **TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 def test_adapters_and_8_bits_act():
     model = TFSegmentAnythingModel(small_config())
     assert model.mask_decoder.may_be_fast()

@@ -5,6 +5,7 @@ import math
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..prediction.generator_options import GENERATOR_OPTIONS
 from .evaluate import add_evaluate
 from .finetune import add_finetune
 
@@ -80,34 +81,6 @@ examples:
   segment-anything demo --serve
 
 """
-
-# Parameters of SAMAutomaticMaskGenerator: name, type, default, what it means. The defaults are
-# repeated here so that `--help` need not load the model's code; a test compares them.
-GENERATOR_OPTIONS: tuple[tuple[str, type, float, str], ...] = (
-    ("points_per_side", int, 32, "clicks along each side of the image"),
-    ("points_per_batch", int, 64, "clicks answered at once; more need more memory"),
-    (
-        "pred_iou_thresh",
-        float,
-        0.88,
-        "masks that the model itself rates lower are dropped; sam_vit_t has a lower default",
-    ),
-    (
-        "stability_score_thresh",
-        float,
-        0.95,
-        "masks that change more with the cut-off are dropped; sam_vit_t has a lower default",
-    ),
-    ("stability_score_offset", float, 1.0, "how far the cut-off is moved to find that out"),
-    ("box_nms_thresh", float, 0.7, "of two masks whose boxes overlap more, one is dropped"),
-    ("crop_n_layers", int, 0, "also search enlarged crops, 4 in layer 1, 16 more in layer 2, ..."),
-    ("crop_nms_thresh", float, 0.7, "as --box-nms-thresh, between crops"),
-    ("crop_overlap_ratio", float, 512 / 1500, "overlap of the crops, share of the image's side"),
-    ("crop_n_points_downscale_factor", int, 1, "fewer clicks in crops, by this factor a layer"),
-    ("min_mask_region_area", int, 0, "holes and islands of fewer pixels are removed"),
-    ("skip_covered_points", bool, False, "click on nothing that a mask covers already: faster"),
-    ("merge_crop_seams", bool, False, "join masks that the edges of crops cut, not drop them"),
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,17 +180,17 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     options = parser.add_argument_group("the search")
-    for name, kind, default, meaning in GENERATOR_OPTIONS:
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            options.add_argument(flag, action="store_true", help=meaning)
+    for option in GENERATOR_OPTIONS:
+        flag = "--" + option.name.replace("_", "-")
+        if option.kind is bool:
+            options.add_argument(flag, action="store_true", help=option.meaning)
             continue
         options.add_argument(
             flag,
-            type=kind,
+            type=option.kind,
             default=argparse.SUPPRESS,  # so that a model's own may take its place
-            metavar="N" if kind is int else "X",
-            help=f"{meaning} (default: {default:.3g})",
+            metavar="N" if option.kind is int else "X",
+            help=f"{option.meaning} (default: {option.default:.3g})",
         )
     options.add_argument(
         "--compile",

@@ -7,16 +7,16 @@ from io import BytesIO
 from typing import Any
 
 from rich.console import Console
-from tqdm.auto import tqdm
 
-from .files import UsageError, make_folder, write_atomically
+from ..data.files import write_atomically
+from .files import UsageError, make_folder, usage_errors
 from .models import load_model
 from .samples import (
-    add_data_options,
+    add_data_command,
     faults_asked,
+    image_bar,
     read_samples,
     report_skipped,
-    usage_errors,
 )
 
 _EVALUATE = """\
@@ -43,13 +43,13 @@ writes:
 
 def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     """Adds the subcommand; the options on the model are left to the caller."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_data_command(
+        commands,
         "evaluate",
         description=_EVALUATE,
         epilog=_EXAMPLES + exit_codes,
         help="measure a model on your images and masks",
     )
-    add_data_options(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="take the first N images")
     parser.add_argument(
         "--clicks",
@@ -75,9 +75,6 @@ def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output", default="evaluation", metavar="FOLDER", help="default: %(default)s"
     )
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
-    )
     return parser
 
 
@@ -95,10 +92,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     folder = make_folder(args.output)
     model = load_model(args.model, args.framework, args.device, args.dtype)
     everything = {"points_per_side": args.points_per_side} if args.everything else None
-
-    def progress(items: Any) -> Any:
-        return tqdm(items, total=len(samples), unit="image", disable=args.quiet)
-
+    progress = image_bar(args, len(samples))
     with usage_errors():
         result = evaluate(
             model, samples, clicks, everything, faults_asked(args), progress, args.zoom

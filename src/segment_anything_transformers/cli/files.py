@@ -2,68 +2,35 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..data.files import write_atomically
 from ..model.mask_ops import rle_to_mask
-from ..prediction.visualization import draw_masks, draw_prompts, to_rgb
-
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from ..prediction.visualization import draw_masks, draw_prompts
 
 
 class UsageError(Exception):
     """What was asked for cannot be done; the message is one line for the person who asked."""
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Width and height of an image as it is looked at, from its header alone.
-
-    Raises:
-        UsageError: There is no such file, or it is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-            return (image.height, image.width) if sideways else image.size
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
-    except _UNREADABLE as error:
-        raise UsageError(f"{path}: not an image that can be read") from error
-
-
-def read_image(path: str) -> Image.Image:
-    """The RGB picture in a file, turned upright as its camera noted.
-
-    Raises:
-        UsageError: The file is no image, or is damaged.
-    """
-    image_size(path)
-    try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
-        raise UsageError(f"{path}: the image is damaged ({one_line(error)})") from error
-
-
-def read_mask(path: str) -> np.ndarray:
-    """The boolean mask (H, W) in a picture: True where it is lighter than mid-grey.
-
-    Raises:
-        UsageError: The file is no image, or is damaged.
-    """
-    return np.asarray(read_image(path).convert("L")) > 127
-
-
 def one_line(error: object) -> str:
     """A message without its line breaks."""
     return " ".join(str(error).split())
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns what files, data, options and missing libraries raise into one line for the user."""
+    try:
+        yield
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise UsageError(one_line(error)) from error
 
 
 def check_names_differ(paths: Sequence[str]) -> None:
@@ -96,16 +63,6 @@ def make_folder(folder: str) -> Path:
     if not os.access(path, os.W_OK):
         raise UsageError(f"--output {folder}: the folder cannot be written to")
     return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either complete or not there, whenever the work is cut off."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_results(

@@ -7,16 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from .files import UsageError, make_folder
+from .files import UsageError, make_folder, usage_errors
 from .models import load_model
 from .samples import (
-    add_data_options,
+    add_data_command,
     faults_asked,
+    image_bar,
     read_samples,
     report_skipped,
-    usage_errors,
 )
 
 _FINETUNE = """\
@@ -45,13 +43,13 @@ writes: the model and its processor; checkpoints/, to go on from; embeddings/ wi
 
 def add_finetune(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     """Adds the subcommand; the options on the model are left to the caller."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = add_data_command(
+        commands,
         "finetune",
         description=_FINETUNE,
         epilog=_EXAMPLES + exit_codes,
         help="train a model on your images and masks",
     )
-    add_data_options(parser)
     parser.add_argument("--eval-data", metavar="DATA", help="held-out images, measured on the way")
     parser.add_argument(
         "--eval-images", metavar="FOLDER", help="images of --eval-data, if it is COCO annotations"
@@ -62,9 +60,6 @@ def add_finetune(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the new model")
     parser.add_argument(
         "--resume", action="store_true", help="go on after the last checkpoint in the output"
-    )
-    parser.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
     )
     _add_training_options(parser.add_argument_group("the training"))
     return parser
@@ -139,7 +134,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "faults": faults_asked(args),
         "resume": args.resume,
         "lora_rank": args.lora_rank,
-        "progress": lambda items: tqdm(items, unit="image", disable=args.quiet),
+        "progress": image_bar(args),
         "per_device_train_batch_size": args.batch_size,
         "gradient_accumulation_steps": args.accumulate,
         "dataloader_num_workers": args.workers,

@@ -17,16 +17,15 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from .. import demo
-from .arguments import GENERATOR_OPTIONS, build_parser
+from ..data.files import image_size, read_mask, read_picture
+from .arguments import build_parser
 from .evaluate import run_evaluate
 from .files import (
     UsageError,
     check_names_differ,
-    image_size,
     make_folder,
     one_line,
-    read_image,
-    read_mask,
+    usage_errors,
     write_results,
 )
 from .finetune import run_finetune
@@ -75,7 +74,8 @@ def _complain(error: object) -> None:
 def _predict(args: argparse.Namespace) -> int:
     if not (args.points or args.boxes or args.mask):
         raise UsageError("predict needs to know which object: --point, --box or --mask")
-    rough_mask = read_mask(args.mask) if args.mask else None
+    with usage_errors():
+        rough_mask = read_mask(args.mask) if args.mask else None
     prompts = _prompts(args)
 
     def check(size: tuple[int, int]) -> None:
@@ -151,16 +151,15 @@ def _one_object(
 
 
 def _generate(args: argparse.Namespace) -> int:
-    options: dict[str, Any] = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
+    options: dict[str, Any] = {}
     show_points = len(args.images) == 1 and not args.quiet
 
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:
-        from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS
-        from ..prediction.mask_generator import SAMAutomaticMaskGenerator
+        from ..prediction.mask_generator import SAMAutomaticMaskGenerator, usual_options
 
         if args.compile:
             compile_encoder(model)
-        options.update(GENERATOR_THRESHOLDS.get(model.config.name, {}))
+        options.update(usual_options(model.config))
         options.update((name, asked) for name, asked in vars(args).items() if name in options)
         generator = SAMAutomaticMaskGenerator(model, **options, output_mode="coco_rle")
         return lambda image: generator.generate(image, progress=show_points)
@@ -174,7 +173,8 @@ def _demo(args: argparse.Namespace) -> int:
     with as_file(files(demo) / DEMO_IMAGE) as bundled:
         args.images = [args.image or str(bundled)]
         if not args.points:
-            width, height = image_size(args.images[0])
+            with usage_errors():
+                width, height = image_size(args.images[0])
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
         args.negatives, args.boxes, args.mask = [], [], None
         args.multimask = args.zoom = False
@@ -188,16 +188,15 @@ def _serve(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise UsageError("--serve needs gradio: pip install 'segment-anything-transformers[demo]'")
     with as_file(files(demo) / DEMO_IMAGE) as bundled:
-        image = read_image(args.image or str(bundled))
+        with usage_errors():
+            image = read_picture(args.image or str(bundled))
     model = load_model(args.model, args.framework, args.device, args.dtype)
 
     from ..demo.app import build_app, start
 
     app = build_app(model, image)
-    try:
+    with usage_errors():
         url = start(app, args.host, args.port)
-    except OSError as error:
-        raise UsageError(one_line(error)) from error
     print(f"open {url} in a browser; Ctrl+C ends it", flush=True)
     app.block_thread()
     return 0
@@ -230,7 +229,8 @@ def _segment_images(
     for path in tqdm(sound, unit="image", disable=args.quiet or len(sound) == 1):
         started = time.perf_counter()
         try:
-            image = read_image(path)
+            with usage_errors():
+                image = read_picture(path)
             records = segment(image)
             write_results(folder, path, image, records, about, args.json_only, n_drawn)
         except UsageError as error:
@@ -251,8 +251,8 @@ def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
     """Whether the file is an image that passes the check; says why not."""
     try:
         size = image_size(path)
-    except UsageError as error:
-        _complain(error)
+    except (OSError, ValueError) as error:
+        _complain(one_line(error))
         return False
     try:
         check(size)
@@ -265,10 +265,8 @@ def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
 def _prepared(segmenter: Callable[[Any], Any], args: argparse.Namespace) -> Any:
     """What the segmenter makes of the model that the command line names."""
     model = load_model(args.model, args.framework, args.device, args.dtype)
-    try:
+    with usage_errors():
         return segmenter(model)
-    except ValueError as error:
-        raise UsageError(one_line(error)) from error
 
 
 def _summary() -> Table:

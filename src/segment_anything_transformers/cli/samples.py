@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from .files import UsageError, one_line
+from .files import usage_errors
 
 if TYPE_CHECKING:
     from ..data.samples import Faults, Samples
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which images and masks there are."""
+def add_data_command(commands: Any, name: str, **texts: str) -> argparse.ArgumentParser:
+    """Adds a subcommand on images with true masks, with the options that say which there are.
+
+    Args:
+        commands: The subparsers of the command.
+        name: The subcommand's name.
+        texts: Its `description`, `epilog` and `help`.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, **texts)
     parser.add_argument("data", metavar="DATA", help="folder, COCO annotations, or Hub data set")
     parser.add_argument("--images", metavar="FOLDER", help="images of the COCO annotations")
     parser.add_argument(
@@ -29,15 +36,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out images that cannot be read or have no sound mask, and say which",
     )
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
+    )
+    return parser
 
 
-@contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turns what data, options and missing libraries raise into one line for the user."""
-    try:
-        yield
-    except (ValueError, ModuleNotFoundError) as error:
-        raise UsageError(one_line(error)) from error
+def image_bar(args: argparse.Namespace, total: int | None = None) -> Callable[[Any], Any]:
+    """Passes things on, one an image, and shows a bar of them unless the command is quiet."""
+    return partial(tqdm, total=total, unit="image", disable=args.quiet)
 
 
 def read_samples(
@@ -46,7 +53,7 @@ def read_samples(
     images: str | None = None,
     split: str | None = None,
 ) -> Samples:
-    """The samples that the options of `add_data_options` mean.
+    """The samples that the options of `add_data_command` mean.
 
     Args:
         args: What was parsed.

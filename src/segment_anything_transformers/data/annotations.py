@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .annotations_coco import coco_samples
+from .files import (
+    IMAGE_ENDINGS,
+    MASK_ENDINGS,
+    UNREADABLE,
+    numbers_of_picture,
+    pixels_of_picture,
+    read_numbers,
+    read_pixels,
+)
 from .samples import Samples
-
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MASK_ENDINGS = (".bmp", ".gif", ".png", ".tif", ".tiff")  # without loss: the values are numbers
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
 
 # ------------------------------------------------------------------------------ pictures of masks
 
@@ -60,57 +64,6 @@ def masks_of_map(
     return values == ids[:, None, None], ignored
 
 
-def _pixels_of_mask(picture: Image.Image) -> np.ndarray:
-    """The numbers (H, W) in a picture of a mask: indices of a palette, or grey values."""
-    values = np.asarray(picture)
-    if values.ndim == 3:
-        colours = values[..., : 1 if picture.mode == "LA" else 3]
-        if (colours != colours[..., :1]).any():
-            raise ValueError(
-                "the mask is coloured; expected one channel, with 0 for no object and another "
-                "number for each object"
-            )
-        values = colours[..., 0]
-    return values
-
-
-def read_mask_file(path: Path) -> np.ndarray:
-    """The numbers (H, W) in the file of a mask.
-
-    Raises:
-        ValueError: It cannot be read, or it is coloured.
-    """
-    try:
-        with Image.open(path) as picture:
-            return _pixels_of_mask(picture)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"its mask {path.name} cannot be read ({error})") from error
-
-
-def read_image_file(path: Path) -> np.ndarray:
-    """The picture in a file, upright: (H, W, 3) uint8, or (H, W) with more than 8 bits.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return _pixels_of_image(picture)
-    except FileNotFoundError as error:
-        raise ValueError("there is no such image") from error
-    except _UNREADABLE as error:
-        raise ValueError(f"the image cannot be read ({error})") from error
-
-
-def _pixels_of_image(picture: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):
-        return np.asarray(upright).astype(np.uint16)
-    if "transparency" in upright.info:  # PIL warns when it has to forget a palette's transparency
-        upright = upright.convert("RGBA")
-    return np.asarray(upright.convert("RGB"))
-
-
 # ---------------------------------------------------------------------------------------- sources
 
 
@@ -140,8 +93,8 @@ def folder_samples(folder: str | Path, ignore_value: int | None = None) -> Sampl
         raise ValueError(f"{folder / 'images'} has two images {double}, with different endings.")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        image = read_image_file(images[index])
-        maps = [read_mask_file(path) for path in _mask_files(folder / "masks", stems[index])]
+        image = read_pixels(images[index])
+        maps = [read_numbers(path) for path in _mask_files(folder / "masks", stems[index])]
         return image, *_masks_of_maps(maps, ignore_value)
 
     return Samples([path.name for path in images], read)
@@ -202,7 +155,7 @@ def dataset_samples(
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         try:
             row = dataset[index]
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"its image or mask cannot be read ({error})") from error
         if row[image] is None:
             raise ValueError("the image is missing")
@@ -212,14 +165,14 @@ def dataset_samples(
             raise ValueError("it has no mask")
         picture = row[image]
         is_picture = isinstance(picture, Image.Image)
-        pixels = _pixels_of_image(picture) if is_picture else np.asarray(picture)
+        pixels = pixels_of_picture(picture) if is_picture else np.asarray(picture)
         return pixels, *_masks_of_maps(maps, ignore_value)
 
     return Samples([f"row {index}" for index in range(len(dataset))], read)
 
 
 def _map_of(entry: Any) -> np.ndarray:
-    return _pixels_of_mask(entry) if isinstance(entry, Image.Image) else np.asarray(entry)
+    return numbers_of_picture(entry) if isinstance(entry, Image.Image) else np.asarray(entry)
 
 
 def load_samples(
@@ -244,8 +197,6 @@ def load_samples(
     """
     path = Path(source)
     if path.suffix == ".json":
-        from .annotations_coco import coco_samples
-
         if ignore_value is not None:
             raise ValueError(
                 f"{source}: COCO annotations have no pixels of an ignore_value; leave it out."

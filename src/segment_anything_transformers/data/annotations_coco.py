@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..model.mask_ops import rle_to_mask
-from .annotations import read_image_file
+from .files import read_pixels
 from .samples import Samples
 
 
@@ -34,7 +34,7 @@ def coco_samples(annotations: str | Path, images: str | Path | None = None) -> S
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         entry = entries[index]
-        image = read_image_file(folder / entry["file_name"])
+        image = read_pixels(folder / entry["file_name"])
         listed = by_image.get(entry["id"], [])
         if not listed:
             raise ValueError("it has no annotation")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from .files import UNREADABLE
+
 _FAULTS_LISTED = 10
 
 Faults = Literal["refuse", "skip"]
@@ -73,7 +73,7 @@ class Samples(Sequence[Sample]):
         try:
             image, masks, ignored = self._read(range(len(self))[index])
             return _checked(Sample(name, image, masks, ignored))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise AnnotationError(f"{name}: {' '.join(str(error).split())}") from error
 
     def take(self, indices: Sequence[int]) -> Samples:

@@ -20,9 +20,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 from PIL import Image
 
-from ..cli.arguments import GENERATOR_OPTIONS
-from ..cli.files import UsageError, image_size, read_image
-from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS, SegmentAnythingModelConfig
+from ..data.files import image_size, read_picture
+from ..model.configuration_segment_anything import SegmentAnythingModelConfig
+from ..prediction.mask_generator import usual_options
 from .session import BOX, NOT_OBJECT, OBJECT, DemoSession
 
 MAX_FILE_SIZE = "20mb"
@@ -183,8 +183,7 @@ def _downloads() -> list[gr.DownloadButton]:
 
 
 def _search_options(config: SegmentAnythingModelConfig) -> list[gr.Slider]:
-    usual = {name: default for name, _, default, _ in GENERATOR_OPTIONS}
-    start = {**usual, **GENERATOR_THRESHOLDS.get(config.name, {})}
+    start = usual_options(config)
     return [
         gr.Slider(4, 48, 24, step=4, label="Clicks along each side"),
         gr.Slider(0, 1, start["pred_iou_thresh"], step=0.01, label="Least predicted quality"),
@@ -281,11 +280,16 @@ def _open(visit: _Visit | None, path: str) -> tuple[Any, ...]:
     visit = _present(visit)
     try:
         width, height = image_size(path)
-        if width * height > MAX_PIXELS:  # before it is decoded
-            raise ValueError(f"of {width} x {height} pixels, at most {MAX_PIXELS} can be opened")
-        visit.open(read_image(path))
-    except UsageError:
+        is_small = width * height <= MAX_PIXELS  # before it is decoded
+        picture = read_picture(path) if is_small else None
+    except (OSError, ValueError):
         gr.Warning("The file is no picture that can be read.")
-    except ValueError as error:
-        gr.Warning(f"The picture is too large: {error}.")
+        return *_seen(visit), None
+    if picture is None:
+        gr.Warning(
+            f"The picture is too large: of {width} x {height} pixels, at most {MAX_PIXELS} can "
+            "be opened."
+        )
+    else:
+        visit.open(picture)
     return *_seen(visit), None  # ready for the next file

@@ -14,20 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..data.samples import Faults, Sample, without_faults
-from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS
-from ..model.mask_ops import RLE, masks_to_boxes, masks_to_rles, rle_to_coco
-from ..prediction.mask_generator import SAMAutomaticMaskGenerator
+from ..model.mask_ops import RLE, masks_to_boxes, masks_to_rles, next_click, rle_to_coco
+from ..prediction.mask_generator import SAMAutomaticMaskGenerator, usual_options
 from ..prediction.object_masks import zoom_to_object
 from ..prediction.predictor import SAMPredictor
 from ..prediction.prompts import FOREGROUND, sure_logits
 from ..prediction.zoom import box_around
-from .measures import (
-    boundary_iou,
-    masks_iou,
-    matched_share,
-    next_click,
-    rank_correlation,
-)
+from .measures import boundary_iou, masks_iou, matched_share, rank_correlation
 
 CLICKS = (1, 2, 3, 5, 8)
 PROPOSALS = (10, 100, 1000)
@@ -156,7 +149,7 @@ def evaluate(
         clicks: Numbers of clicks after which the IoU is taken.
         everything: Arguments of `SAMAutomaticMaskGenerator` for everything mode. Those that are
             not given are its defaults, or what suits a model that these do not
-            (`GENERATOR_THRESHOLDS`). None leaves it out, which saves most of the time.
+            (`usual_options`). None leaves it out, which saves most of the time.
         faults: Whether faulty samples are skipped, or refused when they are met.
         progress: Passes the samples on, such as `tqdm`.
         zoom: Whether each object is looked at more closely, see `SAMPredictor.zoom`: around its
@@ -174,8 +167,8 @@ def evaluate(
     predictor = model if isinstance(model, SAMPredictor) else SAMPredictor(model)
     generator = None
     if everything is not None:
-        thresholds = GENERATOR_THRESHOLDS.get(predictor.config.name, {})
-        options = {**thresholds, **everything, "output_mode": "binary_mask"}
+        usual = usual_options(predictor.config)
+        options = {**usual, **everything, "output_mode": "binary_mask"}
         generator = SAMAutomaticMaskGenerator(predictor.backend, **options)
         generator.predictor = predictor
     skipped: list[str] = []

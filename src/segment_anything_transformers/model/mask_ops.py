@@ -381,3 +381,54 @@ def remove_small_regions(
     if is_small[1:].all():
         is_small[1 + areas[1:].argmax()] = False
     return mask & ~is_small[regions], True
+
+
+def deepest_point(region: np.ndarray) -> tuple[float, tuple[int, int]]:
+    """The pixel of a region (H, W) farthest from its edge: its distance, and x and y.
+
+    The image's edge is an edge of the region. An empty region has the distance 0.
+    """
+    if not region.any():
+        return 0.0, (0, 0)
+    rows, columns = mask_window(region)
+    depth = ndimage.distance_transform_edt(np.pad(region[rows, columns], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return float(depth[row, column]), (int(column) + columns.start, int(row) + rows.start)
+
+
+def next_click(
+    mask: np.ndarray,
+    truth: np.ndarray,
+    known: np.ndarray | None = None,
+    clicked: Sequence[tuple[int, int]] = (),
+) -> tuple[tuple[int, int], int] | None:
+    """Where a mask is most wrong: x and y, and 1 for what is missing or 0 for what is too much.
+
+    It is the centre of the largest error, as interactive segmentation is usually measured: the
+    maximum of the distance to the edge over the missing and over the exceeding pixels.
+
+    Args:
+        mask: (H, W) bool, as predicted.
+        truth: (H, W) bool.
+        known: (H, W) bool, the pixels that count; all by default.
+        clicked: Points x and y of earlier clicks, where none is made again.
+
+    Returns:
+        None if there is no error, or none that was not clicked at.
+    """
+    wrong = mask ^ truth
+    if known is not None:
+        wrong &= known
+    for x, y in clicked:
+        wrong[y, x] = False
+    missing, missing_xy = deepest_point(wrong & truth)
+    exceeding, exceeding_xy = deepest_point(wrong & mask)
+    if missing == exceeding == 0:
+        return None
+    return (missing_xy, 1) if missing >= exceeding else (exceeding_xy, 0)
+
+
+def mask_window(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around a mask that is not empty."""
+    left, top, right, bottom = masks_to_boxes(mask).tolist()
+    return slice(top, bottom + 1), slice(left, right + 1)

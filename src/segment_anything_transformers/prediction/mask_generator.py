@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS, SegmentAnythingModelConfig
 from ..model.image_processing_segment_anything import SegmentAnythingImageProcessor
 from ..model.mask_ops import (
     RLE,
@@ -32,6 +33,7 @@ from ..model.mask_ops import (
 from ..model.mask_upscaling import finish_masks
 from .crop_seams import by_cut, merge_cut_masks
 from .found_masks import FoundMasks
+from .generator_options import GENERATOR_OPTIONS
 from .look_ahead import in_groups, one_ahead
 from .predictor import EncodedImage, PreparedImage, Preprocessing, SAMPredictor
 
@@ -346,6 +348,16 @@ class SAMAutomaticMaskGenerator:
             "stability_score": float(stability_score),
             "crop_box": _as_xywh(crop_box),
         }
+
+
+def usual_options(config: SegmentAnythingModelConfig) -> dict[str, Any]:
+    """What the generator is told by default, with the thresholds that suit the model.
+
+    Args:
+        config: The model's configuration.
+    """
+    usual = {option.name: option.default for option in GENERATOR_OPTIONS}
+    return {**usual, **GENERATOR_THRESHOLDS.get(config.name, {})}
 
 
 def _as_xywh(box_xyxy: np.ndarray) -> list[int]:

@@ -65,7 +65,11 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         ValueError: The array has another shape.
     """
     if isinstance(image, Image.Image):
-        return _stretched(image) if image.mode.startswith(("I", "F")) else image.convert("RGB")
+        if image.mode.startswith(("I", "F")):
+            return _stretched(image)
+        if "transparency" in image.info:  # PIL warns when it has to forget that of a palette
+            image = image.convert("RGBA")
+        return image.convert("RGB")
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise TypeError(f"Expected an image of uint8, got {array.dtype}. Scale it to 0 to 255.")

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.samples import Faults, Sample, Samples
-from ..evaluation.measures import deepest_point
-from ..model.mask_ops import masks_to_boxes
+from ..model.mask_ops import deepest_point, masks_to_boxes
 from ..model.modeling_segment_anything import SegmentAnythingModel
 from ..model.processing_segment_anything import SegmentAnythingProcessor
 

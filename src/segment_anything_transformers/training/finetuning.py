@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,7 @@ def finetune(
         if source is not None
     ]
     if mode == "decoder":
-        loaded.to(args.device)
-        for dataset in datasets:
-            with args.main_process_first(desc="encoding images"):
-                keep_embeddings(dataset, loaded, processor, output / "embeddings", progress)
+        _keep_embeddings(datasets, loaded, processor, args, output / "embeddings", progress)
     trainer = SegmentAnythingTrainer(learner, args, processor, *datasets, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)  # without bars nothing is printed: the log is returned
     trainer.train(resume_from_checkpoint=last_checkpoint)
@@ -227,6 +224,21 @@ def finetune(
         processor.save_pretrained(output)
     messages = [message for dataset in datasets for message in dataset.faults]
     return Finetuned(tuned, trainer.state.log_history, messages)
+
+
+def _keep_embeddings(
+    datasets: Sequence[ObjectsDataset],
+    model: SegmentAnythingModel,
+    processor: SegmentAnythingProcessor,
+    args: TrainingArguments,
+    folder: Path,
+    progress: Callable[[Any], Any],
+) -> None:
+    """Encodes the images of all data sets, in one of several processes."""
+    model.to(args.device)
+    for dataset in datasets:
+        with args.main_process_first(desc="encoding images"):
+            keep_embeddings(dataset, model, processor, folder, progress)
 
 
 def _checkpoint_to_resume(output: Path, resume: bool) -> str | None:
