@@ -228,7 +228,7 @@ def finetune(
 
 def _keep_embeddings(
     datasets: Sequence[ObjectsDataset],
-    model: SegmentAnythingModel,
+    model: Any,
     processor: SegmentAnythingProcessor,
     args: TrainingArguments,
     folder: Path,
