@@ -27,10 +27,6 @@ from .mask_ops import bilinear_matrix
 from .weight_names import to_our_names
 
 try:
-    import torch
-except ImportError:
-    torch = None  # type: ignore[assignment]
-try:
     import h5py
 except ImportError:
     h5py = None
@@ -292,7 +288,7 @@ def _read_hdf5(path: str | os.PathLike[str], framework: str) -> Weights:
     def keep(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
             array = np.asarray(item)
-            weights[name] = torch.from_numpy(array) if framework == "pt" else array
+            weights[name] = _pytorch().from_numpy(array) if framework == "pt" else array
 
     try:
         with h5py.File(path) as file:
@@ -312,7 +308,17 @@ def _read_safetensors(path: str | os.PathLike[str], framework: str) -> Weights:
         ) from error
 
 
+def _pytorch() -> Any:
+    """PyTorch, None where it is not installed; imported when a file needs it, not by TensorFlow."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
 def _read_pickle(path: str | os.PathLike[str], framework: str) -> Weights:
+    torch = _pytorch()
     if torch is None:
         raise ImportError(
             f"{path} is a PyTorch file and PyTorch is not installed. Convert it where it is: "
