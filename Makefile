@@ -22,7 +22,7 @@ help:
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     lets ruff put the code in order"
 	@echo "make bench      the figures that README and docs quote and that need no scenes; takes hours"
-	@echo "make docs       the documentation as pages, into site/"
+	@echo "make docs       the documentation as pages, into site/; needs npm"
 	@echo "make clean      removes what was built, the environment too"
 
 # torch comes first and by its exact version: a range could bring a build with gigabytes of CUDA.
@@ -76,7 +76,7 @@ bench: $(VENV)/.test
 	done
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist site $(OUTPUT) src/*.egg-info .mypy_cache .pytest_cache .ruff_cache

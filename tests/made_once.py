@@ -1,5 +1,7 @@
 """What takes long to make is made by one of pytest's processes, for all of them."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 from filelock import FileLock
 
 from segment_anything_transformers import SegmentAnythingModel, export_onnx
+
+ROOT = Path(__file__).parents[1]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -35,3 +39,15 @@ def exported_vit_t(factory: pytest.TempPathFactory) -> Path:
         export_onnx(SegmentAnythingModel.from_pretrained("sam_vit_t"), folder)
 
     return made_once(factory, "onnx_vit_t", make)
+
+
+def built_site(factory: pytest.TempPathFactory) -> Path:
+    """The documentation as pages, which had to be built without a warning."""
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING -" not in done.stderr
+
+    return made_once(factory, "site", make)
