@@ -19,7 +19,7 @@ help:
 	@echo "make demo       segments a photograph with the model in the package, into $(OUTPUT)/"
 	@echo "make test       ruff, mypy, every test, and the wheel; installs Chromium and Node.js"
 	@echo "make test-fast  the tests that are not slow and need no other programs"
-	@echo "make lint       ruff and mypy alone"
+	@echo "make lint       ruff, mypy and the order of imports alone"
 	@echo "make format     lets ruff put the code in order"
 	@echo "make bench      the figures that README and docs quote and that need no scenes; takes hours"
 	@echo "make docs       the documentation as pages, into site/; needs npm"
@@ -49,6 +49,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
+	$(BIN)/python -m tests.floors > /dev/null || $(BIN)/python -m tests.floors
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
