@@ -37,6 +37,7 @@ from segment_anything_transformers.training.interactive_model import (
 )
 from tests.environments import run_python
 from tests.fake_backend import small_config
+from tests.made_once import made_once
 from tests.sample_folders import rectangles, write_folder
 from tests.tiny import random_model
 
@@ -368,39 +369,60 @@ def test_bfloat16_learns_alike(model, folder, tmp_path):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_learn_and_measure_as_one(tmp_path, mode, monkeypatch):
-    """A picture each moves the weights as both at once do; three are measured once each."""
-    folder = write_folder(tmp_path / "data", count=2)
-    options = {"mode": mode, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
-    script = tmp_path / "train.py"
-    script.write_text(f"""
-import json, sys
+ONE_STEP = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+
+
+@pytest.fixture
+def two_processes(tmp_path_factory):
+    """What two processes learnt, each mode in a folder of its own: started once for all modes."""
+
+    def make(folder):
+        folder.mkdir()
+        data = write_folder(folder / "data", count=2)
+        script = folder / "train.py"
+        script.write_text(f"""
+import json, os, sys
+from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.training import test_finetuning as tests
-tests.draw_the_same(tests.pytest.MonkeyPatch())
-options = dict(eval_data=tests.uneven_samples(), **{options})
-model = tests.random_model(tests.small_config())
-result = tests.tune(model, {str(folder)!r}, {str(tmp_path / "two")!r}, **options)
-weight = result.model.mask_decoder.iou_token.weight.double().sum().item()
-print("rank", json.dumps([weight, result.log]))
+for mode in tests.MODES:
+    with tests.pytest.MonkeyPatch.context() as patch:
+        tests.draw_the_same(patch)
+        output = Path({str(folder)!r}, mode)
+        options = dict(mode=mode, eval_data=tests.uneven_samples(), **{ONE_STEP})
+        model = tests.random_model(tests.small_config())
+        result = tests.tune(model, {str(data)!r}, str(output), **options)
+    weight = result.model.mask_decoder.iou_token.weight.double().sum().item()
+    output.with_suffix("." + os.environ["RANK"]).write_text(json.dumps([weight, result.log]))
 """)
-    launch = f"""
-import json, subprocess, sys
+        run_python(f"""
+import subprocess, sys
 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 done = subprocess.run([*command, {str(script)!r}], capture_output=True, text=True)
 assert done.returncode == 0, done.stderr
-lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
-result = [json.loads(line[1]) for line in lines if line[0] == "rank"]
-"""
-    (weight, log), (other_weight, _) = run_python(launch)
+""")
+
+    return made_once(tmp_path_factory, "two_processes", make)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_learn_and_measure_as_one(two_processes, tmp_path, mode, monkeypatch):
+    """A picture each moves the weights as both at once do; three are measured once each."""
+    said = [json.loads((two_processes / f"{mode}.{rank}").read_text()) for rank in (0, 1)]
+    (weight, log), (other_weight, _) = said
     assert weight == other_weight
     draw_the_same(monkeypatch)
-    options |= {"eval_data": uneven_samples(), "per_device_train_batch_size": 2}
+    options = {**ONE_STEP, "mode": mode, "eval_data": uneven_samples()}
     start = weights(random_model(small_config()))
-    one = tune(random_model(small_config()), folder, tmp_path / "one", **options)
-    two = weights(SegmentAnythingModel.from_pretrained(tmp_path / "two"))
+    one = tune(
+        random_model(small_config()),
+        two_processes / "data",
+        tmp_path / "one",
+        per_device_train_batch_size=2,
+        **options,
+    )
+    two = weights(SegmentAnythingModel.from_pretrained(two_processes / mode))
     for name, tensor in weights(one.model).items():
         assert_close(two[name] - start[name], tensor - start[name], rtol=1e-3, atol=1e-6)
     assert two["mask_decoder.iou_token.weight"].double().sum().item() == pytest.approx(weight)
