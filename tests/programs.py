@@ -1,9 +1,10 @@
-"""What some tests run besides Python: a browser to click in, and Node.js.
+"""What some tests run besides this package: a browser, Node.js, and transformers' own tests.
 
     python -m tests.programs      # installs what is missing
 
 Chromium comes from Debian where that may be installed, else from Playwright into the home folder;
-Node.js comes from PyPI into this environment. Neither of the latter needs the rights of root.
+Node.js comes from PyPI into this environment, and transformers' tests, which its wheel leaves out,
+from its source distribution into the user's cache. None of the latter needs the rights of root.
 """
 
 import os
@@ -11,6 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from filelock import FileLock
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 NODE_AT_LEAST = (20, 9)  # what tests/javascript/package-lock.json asks for
@@ -57,6 +64,43 @@ def install_node() -> None:
         )
 
 
+def transformers_tests() -> Path:
+    """Folder with the tests of the installed transformers; there or not."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "segment-anything-transformers" / f"transformers-{version('transformers')}"
+
+
+def install_transformers_tests() -> Path:
+    """Makes sure that the tests of the installed transformers are in the cache, and says where.
+
+    Raises:
+        SystemExit: They are not there and cannot be downloaded.
+    """
+    folder = transformers_tests()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _download_transformers_tests(folder)
+    return folder
+
+
+def _download_transformers_tests(folder: Path) -> None:
+    wanted = folder.name.replace("-", "==")
+    options = ("--quiet", "--no-deps", "--no-binary", ":all:", "--dest")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        if not succeeds(sys.executable, "-m", "pip", "download", *options, made, wanted):
+            sys.exit(
+                f"Some tests run transformers' own tests against our model, and the source of "
+                f"{wanted} could not be downloaded from PyPI. Let pip reach it; or run "
+                "`make test-fast`, which needs none."
+            )
+        with tarfile.open(Path(made) / f"{folder.name}.tar.gz") as source:
+            source.extractall(made, filter="data")
+        tests = Path(made) / folder.name / "tests"
+        (tests / "__init__.py").touch()
+        tests.rename(folder)
+
+
 def node_version() -> tuple[int, ...]:
     """Version of the Node.js on the PATH, () if there is none."""
     path = shutil.which("node")
@@ -77,3 +121,4 @@ def succeeds(*command: str) -> bool:
 if __name__ == "__main__":
     install_chromium()
     install_node()
+    install_transformers_tests()

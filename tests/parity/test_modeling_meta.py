@@ -71,3 +71,51 @@ def test_prompt_embeddings_equal_metas(models):
         expected = sam.prompt_encoder(points, one["input_boxes"][image], one["input_masks"][image])
         assert_close(tokens[image], expected[0], **TOLERANCE)
         assert_close(dense[image], expected[1], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("has_points", "has_box", "has_mask"), KINDS)
+@pytest.mark.parametrize("multimask_output", [True, False])
+@torch.no_grad()
+def test_parts_are_called_as_metas(models, has_points, has_box, has_mask, multimask_output):
+    model, sam = models
+    prompts = {name: tensor[0] for name, tensor in random_prompts(model.config).items()}
+    given = {
+        "points": (prompts["input_points"], prompts["input_labels"]) if has_points else None,
+        "boxes": prompts["input_boxes"][:, 0] if has_box else None,
+        "masks": prompts["input_masks"][:, :1] if has_mask else None,
+    }
+    embeddings = model.image_encoder(random_images(model.config, count=1))
+    found = []
+    for network in (model, sam):
+        sparse, dense = network.prompt_encoder(**given)
+        positions = network.prompt_encoder.get_dense_pe()
+        masks = network.mask_decoder(
+            image_embeddings=embeddings,
+            image_pe=positions,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
+        )
+        found.append((sparse, dense, positions, *masks))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_batch_of_images_with_a_box_each_is_decoded_as_medsam_does(models):
+    model, sam = models
+    boxes = random_prompts(model.config)["input_boxes"][:, 0, 0]  # (N, 4)
+    embeddings = model.image_encoder(random_images(model.config))
+    sparse, dense = model.prompt_encoder(points=None, boxes=boxes[:, None], masks=None)
+    positions = model.prompt_encoder.get_dense_pe()
+    masks, scores = model.mask_decoder(
+        image_embeddings=embeddings,
+        image_pe=positions,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+    )
+    for image, box in enumerate(boxes):
+        expected = decode_with_meta(sam, embeddings[image], None, None, box[None], None, False)
+        assert_close(masks[image], expected[0][0], **TOLERANCE)
+        assert_close(scores[image], expected[1][0], **TOLERANCE)

@@ -158,6 +158,8 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
     model_type = "segment_anything"
     auto_names = ("AutoConfig", "AutoModel", "AutoModelForMaskGeneration", "TFAutoModel")
     initializer_range: ClassVar[float] = 0.02
+    scale: ClassVar[float] = 1.0
+    """Standard deviation of the position encoding's frequencies, when these are drawn."""
 
     name: str = ""
     url: str = ""

@@ -26,6 +26,7 @@ from .layers import (
     slices,
 )
 from .layers import product as matrix_product
+from .outputs import Record, SegmentAnythingVisionOutput
 
 _SCORES_AT_ONCE = {True: 1 << 21, False: 1 << 26}
 """Attention scores that the encoder holds at one time, on a processor and elsewhere: 8 MiB of them
@@ -75,12 +76,12 @@ class EncoderAttention(nn.Module):
     def _window_hw(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
         return (self.window_size, self.window_size) if self.window_size else grid_hw
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, record: Record | None = None) -> Tensor:
         """Mixes the tokens of each window: (N, H'', W'', C) to the same shape."""
         grid_h, grid_w = tokens.shape[1:3]
         window_hw = self.window_size or grid_h, self.window_size or grid_w
         query, key, value = self._windows(self._project(tokens, window_hw), window_hw)
-        mixed = self._mix(query, key, value, window_hw)  # (N * windows * heads, h * w, c)
+        mixed = self._mix(query, key, value, window_hw, record)  # (N * windows * heads, h * w, c)
         mixed = self._grid(mixed, tokens.shape, window_hw)
         return self.drop(linear(self.proj, mixed[:, :grid_h, :grid_w]))
 
@@ -113,7 +114,14 @@ class EncoderAttention(nn.Module):
         is_padding[: tokens.shape[1], : tokens.shape[2]] = False
         return torch.where(is_padding[..., None], self.qkv.bias, padded)
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, window_hw: tuple[int, int]) -> Tensor:
+    def _mix(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window_hw: tuple[int, int],
+        record: Record | None = None,
+    ) -> Tensor:
         """Attention with relative positions, for some heads or some rows of queries at a time."""
         window_h, window_w = window_hw
         queries = query.unflatten(1, window_hw)  # (B, h, w, c), B = N * windows * heads
@@ -121,6 +129,8 @@ class EncoderAttention(nn.Module):
         positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
         bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)
         bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
+        if record is not None and record.keeps_attentions:
+            return self._mix_recorded(query, key, value, (bias_h, bias_w), record)
         if _is_in_pieces(self, query):
             return self._mix_products(queries, key, value, bias_h, bias_w)
         is_fused = self.config._attn_implementation != "eager" and biases_are_fused(query)
@@ -140,6 +150,21 @@ class EncoderAttention(nn.Module):
             )
             parts.append(mixed.flatten(0, 1))  # the last rows may be fewer
         return torch.cat(parts).view_as(query)
+
+    def _mix_recorded(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        biases: tuple[Tensor, Tensor],
+        record: Record,
+    ) -> Tensor:
+        """As `_mix`, with every attention written out and kept."""
+        bias = biases[0][..., :, None] + biases[1][..., None, :]  # (B, h, w, h, w)
+        scores = query * query.shape[-1] ** -0.5 @ key.mT + bias.flatten(3, 4).flatten(1, 2)
+        attention = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        record.attentions.append(attention)
+        return F.dropout(attention, self.drop_attention, self.training) @ value
 
     def _mix_products(
         self, queries: Tensor, key: Tensor, value: Tensor, bias_h: Tensor, bias_w: Tensor
@@ -233,22 +258,24 @@ class EncoderBlock(GradientCheckpointingLayer):
         last = max(1, config.encoder_nb_blocks - 1)
         self.drop_path_rate = config.encoder_drop_path_rate * index / last
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, record: Record | None = None) -> Tensor:
         """Refines the tokens: (N, H'', W'', C) to the same shape.
 
         On a processor, strips of windows one after another, which do not see each other. What is
         made of a strip stays in the cache, where that of all tokens would not.
         """
-        if not _is_in_pieces(self, tokens):
-            return self._perceive(self._attend(tokens))
+        if record is not None or not _is_in_pieces(self, tokens):
+            return self._perceive(self._attend(tokens, record))
         if self.attn.window_size:
             strips = tokens.split(self.attn.window_size, dim=1)
             return torch.cat([self._perceive(self._attend(strip)) for strip in strips], dim=1)
         strips = self._attend(tokens).split(_ROWS_AT_ONCE, dim=1)
         return torch.cat([self._perceive(strip) for strip in strips], dim=1)
 
-    def _attend(self, tokens: Tensor) -> Tensor:
-        return tokens + self._drop_path(self.attn(self.norm1(tokens)))
+    def _attend(self, tokens: Tensor, record: Record | None = None) -> Tensor:
+        normalised = self.norm1(tokens)
+        mixed = self.attn(normalised) if record is None else self.attn(normalised, record)
+        return tokens + self._drop_path(mixed)
 
     def _perceive(self, tokens: Tensor) -> Tensor:
         return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
@@ -296,17 +323,26 @@ class ImageEncoder(nn.Module):
             LayerNorm2d(depth),
         )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W)."""
-        if _is_in_pieces(self, pixel_values):  # a batch would win nothing there
-            return torch.cat([self._encode(image) for image in pixel_values.split(1)])
-        return self._encode(pixel_values)
+    def forward(self, pixel_values: Tensor, record: Record | None = None) -> Tensor:
+        """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W).
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
+        Args:
+            pixel_values: The images.
+            record: Keeps hidden states and attentions, if given.
+        """
+        if record is None and _is_in_pieces(self, pixel_values):  # a batch would win nothing there
+            return torch.cat([self._encode(image) for image in pixel_values.split(1)])
+        return self._encode(pixel_values, record)
+
+    def _encode(self, pixel_values: Tensor, record: Record | None = None) -> Tensor:
         tokens = self.patch_embed(pixel_values)
         tokens = self.drop(tokens + self._positions(tokens.shape[1], tokens.shape[2]))
         for block in self.blocks:
-            tokens = block(tokens)
+            if record is not None and record.keeps_hidden_states:
+                record.hidden_states.append(tokens)
+            tokens = block(tokens) if record is None else block(tokens, record)
+        if record is not None and record.keeps_hidden_states:
+            record.hidden_states.append(tokens)
         return self.neck(tokens.permute(0, 3, 1, 2))
 
     def _positions(self, grid_h: int, grid_w: int) -> Tensor:
@@ -316,3 +352,33 @@ class ImageEncoder(nn.Module):
         channels_first = self.pos_embed.permute(0, 3, 1, 2).float()
         resampled = F.interpolate(channels_first, (grid_h, grid_w), mode="bilinear")
         return resampled.permute(0, 2, 3, 1).to(self.pos_embed.dtype)
+
+
+class VisionEncoder(nn.Module):
+    """The image encoder as transformers' SAM calls it: the same layers, more to return."""
+
+    def __init__(self, image_encoder: ImageEncoder) -> None:
+        """Wraps the encoder, which stays where it is."""
+        super().__init__()
+        self.image_encoder = image_encoder
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> SegmentAnythingVisionOutput | tuple[Tensor | tuple[Tensor, ...], ...]:
+        """Image embeddings, and what else is asked for.
+
+        Args:
+            pixel_values: (N, C, H, W) images, resized, normalised and padded.
+            output_attentions: Whether to return the attention of each block.
+            output_hidden_states: Whether to return the tokens between the blocks.
+            return_dict: False for a tuple.
+        """
+        record = Record(output_attentions, output_hidden_states)
+        is_asked = output_attentions or output_hidden_states
+        embeddings = self.image_encoder(pixel_values, *([record] if is_asked else []))
+        output = SegmentAnythingVisionOutput(embeddings, *record.of_encoder())
+        return output if return_dict else output.to_tuple()

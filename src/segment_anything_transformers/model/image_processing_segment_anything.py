@@ -126,12 +126,22 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Dictionary of the image processor for a preset's name, a folder or a Hub repository."""
+        """Dictionary of the image processor for a preset's name, a folder or a Hub repository.
+
+        Takes `input_size`, as the model's `from_pretrained` does, for a model of another size.
+        """
         name = str(pretrained_model_name_or_path)
+        input_size = kwargs.pop("input_size", None)
         if is_preset(name):
             config = SegmentAnythingModelConfig.from_preset(name)
-            return cls.from_config(config).to_dict(), kwargs
-        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+            fields = cls.from_config(config).to_dict()
+        else:
+            fields, kwargs = super().get_image_processor_dict(
+                pretrained_model_name_or_path, **kwargs
+            )
+        if input_size is not None:
+            fields.update(_sizes_for(input_size, fields))
+        return fields, kwargs
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Images as the model takes them.
@@ -276,6 +286,23 @@ _SIZE_KEYS = {
     "mask_size": ("longest_edge",),
     "mask_pad_size": ("height", "width"),
 }
+
+
+def _sizes_for(input_size: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of images and masks for a model input (H, W), as large as they were to each other."""
+    if len(to_numpy(input_size)) != 2 or not all(int(side) > 0 for side in input_size):
+        raise ValueError(
+            f"input_size must be two positive integers (height, width), got {input_size}."
+        )
+    height, width = map(int, input_size)
+    scale = fields["mask_size"]["longest_edge"] / fields["size"]["longest_edge"]
+    mask_h, mask_w = (round(side * scale) for side in (height, width))
+    return {
+        "size": {"longest_edge": max(height, width)},
+        "pad_size": {"height": height, "width": width},
+        "mask_size": {"longest_edge": max(mask_h, mask_w)},
+        "mask_pad_size": {"height": mask_h, "width": mask_w},
+    }
 
 
 def _as_list(images: Any) -> list[Any]:

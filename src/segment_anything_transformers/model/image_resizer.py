@@ -51,9 +51,15 @@ class ImageResizer:
         self.rescaled_size = self.src_size if pad_only else self._fitted_size()
         _check_fits(self.rescaled_size, self.dst_size)
 
+    @property
+    def scale(self) -> float:
+        """Factor that an image is scaled by, before sizes are rounded to pixels; 1 to pad only."""
+        if self.pad_only:
+            return 1.0
+        return min(dst / src for dst, src in zip(self.dst_size, self.src_size, strict=True))
+
     def _fitted_size(self) -> SizeHW:
-        (src_h, src_w), (dst_h, dst_w) = self.src_size, self.dst_size
-        return _scaled(self.src_size, min(dst_h / src_h, dst_w / src_w))
+        return _scaled(self.src_size, self.scale)
 
     def scale_image(self, image: np.ndarray, channels_last: bool = True) -> np.ndarray:
         """The image at `rescaled_size`, with the same dtype.

@@ -105,12 +105,21 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
+def device_of(weight: Tensor) -> torch.device | str:
+    """Where a layer with this weight takes its input.
+
+    A weight that is offloaded lies on the meta device and comes when the layer is called, which
+    then moves its input by itself.
+    """
+    return "cpu" if weight.device.type == "meta" else weight.device
+
+
 def vectors(embedding: nn.Module, count: int = 1) -> Tensor:
     """The `count` learned vectors (count, D) of an embedding, or of whatever stands in for it."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]
     if is_plain(embedding):
         return weight
-    return embedding(torch.arange(count, device=weight.device))
+    return embedding(torch.arange(count, device=device_of(weight)))
 
 
 def slices(count: int, length: int) -> list[slice]:

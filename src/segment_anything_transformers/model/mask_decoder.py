@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .configuration_segment_anything import SegmentAnythingModelConfig
 from .fast_decoder import FastDecoder, FastPrompts
 from .layers import LayerNorm2d, Perceptron, is_plain, is_traced, linear, slices, vectors
+from .outputs import DecoderExtras
 from .two_way_transformer import DecoderAttention, TwoWayBlock, TwoWayTransformer
 
 _POSITIONS_AT_ONCE = {True: 1 << 14, False: 1 << 18}
@@ -104,13 +105,20 @@ class MaskDecoder(nn.Module):
     def forward(
         self,
         image_embeddings: Tensor,
-        image_positions: Tensor,
-        prompt_tokens: Tensor | None,
-        dense_embeddings: Tensor,
-        exists: Tensor | None,
-        selection: slice,
+        image_positions: Tensor | None = None,
+        prompt_tokens: Tensor | None = None,
+        dense_embeddings: Tensor | None = None,
+        exists: Tensor | None = None,
+        selection: slice = slice(None),
+        extras: DecoderExtras | None = None,
+        **by_other_names: Any,
     ) -> tuple[Tensor, Tensor]:
         """Predicts the selected masks of every prompt set.
+
+        The calls of Meta's code and of transformers' SAM are understood, too, with what their
+        prompt encoders return: `mask_decoder(image_embeddings=..., image_pe=...,
+        sparse_prompt_embeddings=..., dense_prompt_embeddings=..., multimask_output=...)` gives
+        masks (P, K, H', W') and qualities (P, K). See `decode_by_other_names`.
 
         Args:
             image_embeddings: (N, D, H'', W'').
@@ -119,13 +127,19 @@ class MaskDecoder(nn.Module):
             dense_embeddings: (N or 1, P or 1, D, H'' or 1, W'' or 1).
             exists: (N, P, M), False where a prompt is padding, or None.
             selection: Which of the masks: 0 is the single one, the others are the multiple ones.
+            extras: What else is asked for, or None.
+            by_other_names: What these calls have beside `image_embeddings`.
 
         Returns:
             Mask logits (N, P, K, H', W') and predicted qualities (N, P, K).
         """
+        if by_other_names:
+            return decode_by_other_names(self, image_embeddings, **by_other_names)
+        if image_positions is None or dense_embeddings is None:
+            raise TypeError("mask_decoder needs image_positions and dense_embeddings.")
         chosen = range(self.masks_per_set)[selection]
         decoded = self.decode(
-            image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists
+            image_embeddings, image_positions, prompt_tokens, dense_embeddings, exists, extras
         )
         if is_traced():
             (whole,) = decoded
@@ -147,6 +161,7 @@ class MaskDecoder(nn.Module):
         prompt_tokens: Tensor | None,
         dense_embeddings: Tensor,
         exists: Tensor | None,
+        extras: DecoderExtras | None = None,
     ) -> Iterator[DecodedPrompts | FastPrompts]:
         """All that is known of the masks before they are made, for some prompt sets at a time.
 
@@ -154,8 +169,10 @@ class MaskDecoder(nn.Module):
         """
         tokens, exists = self._all_tokens(image_embeddings, prompt_tokens, dense_embeddings, exists)
         positions = image_positions.flatten(0, 1).to(image_embeddings.dtype)
-        groups = self._groups(tokens.shape[1], image_embeddings)
-        if self._is_fast(image_embeddings):
+        groups = (
+            self._groups(tokens.shape[1], image_embeddings) if extras is None else [slice(None)]
+        )
+        if extras is None and self._is_fast(image_embeddings):
             yield from FastDecoder(self).decode(
                 image_embeddings, dense_embeddings, positions, tokens, exists, groups
             )
@@ -168,6 +185,7 @@ class MaskDecoder(nn.Module):
                 image.flatten(3).mT,
                 positions,
                 None if exists is None else exists[:, group],
+                extras,
             )
             yield DecodedPrompts(
                 self,
@@ -222,6 +240,49 @@ class MaskDecoder(nn.Module):
             positions = _POSITIONS_AT_ONCE[is_cpu]
             length = max(1, positions // image_embeddings[:, 0].numel())
         return slices(sets, length)
+
+
+def decode_by_other_names(
+    decoder: MaskDecoder,
+    image_embeddings: Tensor,
+    sparse_prompt_embeddings: Tensor | None,
+    dense_prompt_embeddings: Tensor,
+    image_pe: Tensor | None = None,
+    image_positional_embeddings: Tensor | None = None,
+    multimask_output: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Masks as the decoders of Meta's code and of transformers' SAM give them.
+
+    Args:
+        decoder: The decoder.
+        image_embeddings: (1, D, H'', W'') of one image for all prompt sets, or (P, D, H'', W'')
+            with one prompt set for each image, as MedSAM has it; transformers' SAM:
+            (N, D, H'', W'').
+        sparse_prompt_embeddings: Tokens (P, M, D); transformers' SAM: (N, P, M, D) or None.
+        dense_prompt_embeddings: (P, D, H'', W''); transformers' SAM: (N, D, H'', W'').
+        image_pe: (1, D, H'', W'') of `prompt_encoder.get_dense_pe()`, as Meta's code calls it.
+        image_positional_embeddings: The same, as transformers' SAM calls it.
+        multimask_output: True for the multiple masks, False for the single one.
+
+    Returns:
+        Mask logits (P, K, H', W') and qualities (P, K); transformers' SAM: (N, P, K, H', W') and
+        (N, P, K).
+    """
+    positions = image_positional_embeddings if image_pe is None else image_pe
+    if positions is None:
+        raise ValueError("image_pe is missing: prompt_encoder.get_dense_pe() gives it.")
+    tokens, dense = sparse_prompt_embeddings, dense_prompt_embeddings
+    is_metas = tokens is not None and tokens.ndim == 3
+    if is_metas and tokens is not None:
+        axis = 0 if len(image_embeddings) == 1 else 1
+        tokens, dense = tokens.unsqueeze(axis), dense.unsqueeze(axis)
+    else:
+        dense = dense[:, None]
+    selection = slice(1, None) if multimask_output else slice(0, 1)
+    masks, scores = decoder(
+        image_embeddings, positions[0].permute(1, 2, 0), tokens, dense, None, selection
+    )
+    return (masks.flatten(0, 1), scores.flatten(0, 1)) if is_metas else (masks, scores)
 
 
 _PLAIN_PARTS = frozenset(

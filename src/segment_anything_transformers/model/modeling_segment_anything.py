@@ -11,40 +11,23 @@ Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A.
 
 import math
 import os
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_segment_anything import MASK_UPSCALING, SegmentAnythingModelConfig
-from .image_encoder import EncoderAttention, EncoderBlock, ImageEncoder
+from .image_encoder import EncoderAttention, EncoderBlock, ImageEncoder, VisionEncoder
 from .layers import LayerNorm2d
 from .loss_segment_anything import segmentation_loss
 from .mask_decoder import MaskDecoder
+from .outputs import DecoderExtras, Record, SegmentAnythingOutput
 from .prompt_encoder import PositionEncoding, PromptEncoder
 from .two_way_transformer import TwoWayBlock
 
-
-@dataclass
-class SegmentAnythingOutput(ModelOutput):
-    """Masks that the model predicts.
-
-    Attributes:
-        loss: Scalar, with `labels` only.
-        iou_scores: (N, P, K) predicted quality of each mask, an estimate of its IoU.
-        pred_masks: (N, P, K, H', W') mask logits at low resolution, in the frame of the padded
-            input.
-        image_embeddings: (N, D, H'', W'') the embeddings that the masks were decoded from.
-    """
-
-    loss: Tensor | None = None
-    iou_scores: Tensor | None = None
-    pred_masks: Tensor | None = None
-    image_embeddings: Tensor | None = None
+_LOADING_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 
 
 class SegmentAnythingPreTrainedModel(PreTrainedModel):
@@ -81,7 +64,7 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, PositionEncoding):
-            init.normal_(module.positional_encoding_gaussian_matrix)
+            init.normal_(module.positional_encoding_gaussian_matrix, std=module.scale)
         elif isinstance(module, EncoderAttention):
             init.zeros_(module.rel_pos_h)
             init.zeros_(module.rel_pos_w)
@@ -117,10 +100,13 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
 
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        # The configuration has fields of some of these names and would take them to itself.
+        of_loading = {name: kwargs.pop(name) for name in _LOADING_OPTIONS if name in kwargs}
         config, weights, kwargs = load_checkpoint(
             pretrained_model_name_or_path, cls.config_class, config, kwargs
         )
-        if not kwargs.get("ignore_mismatched_sizes"):
+        kwargs.update(of_loading)
+        if not kwargs.get("ignore_mismatched_sizes") and not kwargs.get("output_loading_info"):
             cls._check_weights(config, weights, str(pretrained_model_name_or_path))
         model = super().from_pretrained(
             None, *model_args, config=config, state_dict=weights, **kwargs
@@ -183,6 +169,15 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @property
+    def vision_encoder(self) -> VisionEncoder:
+        """The image encoder as transformers' SAM calls it, with attentions and hidden states."""
+        return VisionEncoder(self.image_encoder)
+
+    def get_image_wide_positional_embeddings(self) -> Tensor:
+        """Position encodings (1, D, H'', W'') of the grid, as transformers' SAM gives them."""
+        return self.prompt_encoder.get_dense_pe()
+
+    @property
     def prompts_per_group(self) -> int | None:
         """How many prompt sets are decoded together; None chooses by device and image size.
 
@@ -227,9 +222,14 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         Raises:
             ValueError: The channels or the size are not the configuration's.
         """
+        return self._encode(pixel_values, None)
+
+    def _encode(self, pixel_values: Tensor, record: Record | None) -> Tensor:
         self._check_pixels(pixel_values)
-        dtype = self.image_encoder.patch_embed.proj.weight.dtype
-        return self.image_encoder(pixel_values.to(dtype))
+        pixel_values = pixel_values.to(self.image_encoder.patch_embed.proj.weight.dtype)
+        if record is None:
+            return self.image_encoder(pixel_values)
+        return self.image_encoder(pixel_values, record)
 
     def get_prompt_embeddings(
         self,
@@ -268,11 +268,18 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         input_masks: Tensor | None = None,
         image_embeddings: Tensor | None = None,
         multimask_output: bool = True,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> SegmentAnythingOutput | tuple[Tensor, ...]:
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        original_sizes: Tensor | None = None,
+        reshaped_input_sizes: Tensor | None = None,
+    ) -> SegmentAnythingOutput | tuple[Any, ...]:
         """Masks for every prompt set of every image.
 
+        Takes all that the processor returns, `model(**inputs)`, in the order of transformers' SAM.
         Coordinates are pixels of the padded model input, as the processor returns them. Points,
         boxes and masks of one prompt set describe one object together.
 
@@ -289,35 +296,61 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 `pixel_values`.
             multimask_output: True for K = `nb_multimask_outputs` nested masks a prompt set, False
                 for a single one.
+            attention_similarity: Adds to the scores of the prompts' attention to the image, to be
+                broadcast to (N P, heads, T, H'' W''), for PerSAM (arXiv:2305.03048).
+            target_embedding: Adds to the prompts' tokens (N, P, T, D) before each block of the
+                decoder, for PerSAM.
             labels: True masks of the padded input at any resolution, as `read_labels` takes them:
                 (N, P, h, w), boolean, from 0 to 1, or 0 and 255; or (N, h, w) instance ids.
                 Negative where the truth is not known. Adds the loss.
-            return_dict: False for a tuple.
+            return_dict: False for a tuple; by default the configuration decides.
+            output_attentions: Whether to return attentions, which takes time and memory whatever
+                `attn_implementation` is; by default the configuration decides.
+            output_hidden_states: Whether to return the image encoder's hidden states, likewise.
+            original_sizes: (N, 2), of no use to the model.
+            reshaped_input_sizes: (N, 2), of no use to the model.
 
         Returns:
-            Logits, predicted qualities, image embeddings, and the loss if there are labels.
+            Logits, predicted qualities, image embeddings, the loss if there are labels, and what
+            else was asked for.
 
         Raises:
             ValueError: A shape does not fit; the message says what was expected.
         """
-        if pixel_values is not None and image_embeddings is None:
-            image_embeddings = self.get_image_embeddings(pixel_values)
-        elif pixel_values is not None or image_embeddings is None:
+        if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("Give either pixel_values or image_embeddings, not both or neither.")
-        logits, scores = self.decode(
-            image_embeddings,
-            input_points,
-            input_labels,
-            input_boxes,
-            input_masks,
-            slice(1, None) if multimask_output else slice(0, 1),
+        record = self._record(output_attentions, output_hidden_states)
+        embeddings = image_embeddings
+        if pixel_values is not None:
+            embeddings = self._encode(pixel_values, record)
+        assert embeddings is not None
+        extras = None
+        if not (record is None and attention_similarity is None and target_embedding is None):
+            extras = DecoderExtras(attention_similarity, target_embedding, record)
+        inputs = self._decoder_inputs(
+            embeddings, input_points, input_labels, input_boxes, input_masks
         )
+        selection = slice(1, None) if multimask_output else slice(0, 1)
+        logits, scores = self.mask_decoder(*inputs, selection, extras)
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, scores, labels, self.config.mask_threshold)
-        output = SegmentAnythingOutput(loss, scores, logits, image_embeddings)
+        output = SegmentAnythingOutput(loss, scores, logits, embeddings)
+        if record is not None:
+            if pixel_values is not None:
+                output.vision_hidden_states, output.vision_attentions = record.of_encoder()
+            if record.keeps_attentions:
+                output.mask_decoder_attentions = tuple(record.decoder_attentions)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
+
+    def _record(self, attentions: bool | None, hidden_states: bool | None) -> Record | None:
+        """What a call is to keep, where neither argument says so as the configuration does."""
+        config = self.config
+        return Record.asked(
+            bool(config.output_attentions if attentions is None else attentions),
+            bool(config.output_hidden_states if hidden_states is None else hidden_states),
+        )
 
     def decode(
         self,

@@ -6,11 +6,14 @@ from typing import Any, Self
 
 import numpy as np
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from .configuration_segment_anything import PADDING
 from .image_arrays import to_numpy
-from .image_processing_segment_anything import SegmentAnythingImageProcessor
+from .image_processing_segment_anything import (
+    SegmentAnythingImageProcessor,
+    SegmentAnythingImageProcessorKwargs,
+)
 from .image_resizer import ImageResizer, InputGeometry, SizeHW
 from .mask_postprocessing import OriginalSizeMasks
 from .prompt_sets import (
@@ -26,6 +29,16 @@ from .prompt_sets import (
     read_prompt_sets,
 )
 from .remote_code import CarriesCode
+
+
+class SegmentAnythingProcessorKwargs(ProcessingKwargs, total=False):
+    """Options of a call: those of the image processor, on their own or in one dictionary.
+
+    Attributes:
+        images_kwargs: Options of the image processor, and `return_tensors`.
+    """
+
+    images_kwargs: SegmentAnythingImageProcessorKwargs  # type: ignore[misc]
 
 
 class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
@@ -47,6 +60,7 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
     """
 
     auto_names = ("AutoProcessor",)
+    valid_processor_kwargs = SegmentAnythingProcessorKwargs  # type: ignore[assignment]
 
     def __init__(self, image_processor: SegmentAnythingImageProcessor) -> None:
         """Keeps the image processor."""
@@ -62,7 +76,8 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: Name, folder or repository.
-            kwargs: Attributes of the image processor to set differently, and download options.
+            kwargs: Attributes of the image processor to set differently, `input_size` of the
+                model, and download options.
         """
         # The base class would ask AutoImageProcessor, which knows another class for "sam".
         return cls(
@@ -77,9 +92,8 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
         input_boxes: Any = None,
         input_masks: Any = None,
         segmentation_maps: Any = None,
-        return_tensors: str | None = None,
         original_sizes: Any = None,
-        **images_kwargs: Any,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Images and prompts under the names that the model takes.
 
@@ -100,9 +114,10 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
                 as the model returns them, or (H0, W0) as large as the image. A single mask serves
                 every prompt set of its image.
             segmentation_maps: True masks for training, see `SegmentAnythingImageProcessor`.
-            return_tensors: "pt", "np", or None for numpy arrays and lists.
             original_sizes: Sizes (H0, W0) of the images; only without `images`.
-            images_kwargs: Options of the image processor, for this call.
+            kwargs: `return_tensors`: "pt", "np", or None for numpy arrays and lists; and options of
+                the image processor for this call. They may also be in one dictionary
+                `images_kwargs`, as those of other processors are.
 
         Returns:
             What the image processor returns, and of the prompts those that are given:
@@ -115,11 +130,13 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
             ValueError: Shapes or numbers do not fit, a coordinate is not finite, a label is
                 unknown, or a box ends before it begins. The message names the image.
         """
-        geometry = self.image_processor.geometry(**images_kwargs)
+        options = self._images_kwargs(**kwargs)
+        return_tensors = options.pop("return_tensors", None)
+        geometry = self.image_processor.geometry(**options)
         if images is None:
             inputs = _inputs_without_images(original_sizes, segmentation_maps, geometry)
         elif original_sizes is None:
-            inputs = self.image_processor(images, segmentation_maps, **images_kwargs)
+            inputs = self.image_processor(images, segmentation_maps, **options)
         else:
             raise ValueError("Give either images or original_sizes: images have their own sizes.")
         n_images = len(inputs["original_sizes"])
@@ -133,12 +150,23 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
         )
         return BatchFeature({**inputs, **prompts}, tensor_type=return_tensors)
 
+    def _images_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """Options of the image processor, wherever they stand; it refuses those it does not know.
+
+        The base class would leave these out with a warning.
+        """
+        known = {
+            *ProcessingKwargs.__annotations__,
+            *self.image_processor.valid_kwargs.__annotations__,
+        }
+        unknown = {name: kwargs.pop(name) for name in kwargs.keys() - known - {"common_kwargs"}}
+        return {**self._merge_kwargs(**kwargs)["images_kwargs"], **unknown}
+
     @property
     def model_input_names(self) -> list[str]:
-        """Names of everything that a call may return, except `labels`."""
-        prompts = [kind.name for kind in (POINTS, LABELS, BOXES, MASKS)]
+        """Names of what a call with images alone returns."""
         sizes = ["original_sizes", "reshaped_input_sizes"]
-        return [*self.image_processor.model_input_names, *prompts, *sizes]
+        return [*self.image_processor.model_input_names, *sizes]
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> OriginalSizeMasks:
         """Masks at the size of the original images, see `SegmentAnythingImageProcessor`."""

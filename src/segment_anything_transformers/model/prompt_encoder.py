@@ -7,12 +7,13 @@ Source: Kirillov et al., "Segment Anything", arXiv:2304.02643, appendix A, "Prom
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .configuration_segment_anything import PADDING, SegmentAnythingModelConfig
-from .layers import LayerNorm2d, is_traced, vectors
+from .layers import LayerNorm2d, device_of, is_traced, vectors
 
 
 class PositionEncoding(nn.Module):
@@ -20,10 +21,12 @@ class PositionEncoding(nn.Module):
 
     positional_encoding_gaussian_matrix: Tensor
 
-    def __init__(self, width: int) -> None:
-        """Draws the frequencies: a (2, width / 2) matrix for x and y."""
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        """Draws the frequencies, with this standard deviation: a (2, width / 2) matrix."""
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, width // 2))
+        self.scale = scale
+        frequencies = scale * torch.randn(2, width // 2)
+        self.register_buffer("positional_encoding_gaussian_matrix", frequencies)
 
     def forward(self, points_xy: Tensor) -> Tensor:
         """Encodings (..., D) of points (..., 2) in [0, 1], x before y."""
@@ -34,7 +37,7 @@ class PositionEncoding(nn.Module):
 
     def of_grid(self, grid_h: int, grid_w: int) -> Tensor:
         """Encodings (H'', W'', D) of the centres of a grid's cells."""
-        device = self.positional_encoding_gaussian_matrix.device
+        device = device_of(self.positional_encoding_gaussian_matrix)
         centres_y = (torch.arange(grid_h, device=device) + 0.5) / grid_h
         centres_x = (torch.arange(grid_w, device=device) + 0.5) / grid_w
         return self(torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1))
@@ -47,7 +50,7 @@ class PromptEncoder(nn.Module):
         """Makes one embedding for each kind of point: background, foreground, two corners."""
         super().__init__()
         width, hidden = config.embed_dim, config.prompt_mask_hidden_dim
-        self.pe_layer = PositionEncoding(width)
+        self.pe_layer = PositionEncoding(width, config.scale)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, width)
         self.mask_downscaling = nn.Sequential(
@@ -60,16 +63,23 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(hidden, width, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, width)
+        self.input_hw = config.input_size
+        self.grid_hw = config.grid_size()
 
     def forward(
         self,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-        input_hw: tuple[int, int],
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        points: Tensor | tuple[Tensor, Tensor] | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        input_hw: tuple[int, int] | None = None,
+    ) -> tuple[Any, ...]:
         """Embeds the prompts of every prompt set.
+
+        Without `input_hw` this is the call of Meta's code, `prompt_encoder(points=(points, labels),
+        boxes=boxes, masks=masks)`, with the prompts of one image and of the configuration's size:
+        (P, M1, 2) points, (P, M1) labels, (P, 4) boxes, (P, 1, H', W') masks. It returns tokens
+        (P, M, D) and dense embeddings (P, D, H'', W'').
 
         Args:
             points: (N, P, M1, 2) in pixels of the model input, or None.
@@ -82,11 +92,44 @@ class PromptEncoder(nn.Module):
             Tokens (N, P, M, D), None without points and boxes. Dense embeddings
             (N, P or 1, D, H'' or 1, W'' or 1). Which tokens exist (N, P, M), None if all do.
         """
+        if input_hw is None:
+            return self._of_one_image(points, labels, boxes, masks)
+        assert not isinstance(points, tuple)
         tokens, exists = self._tokens(points, labels, boxes, input_hw)
         dense = vectors(self.no_mask_embed)[None, None, 0, :, None, None]  # (1, 1, D, 1, 1)
         if masks is not None:
             dense = self._embed_masks(masks, dense)
         return tokens, dense, exists
+
+    def _of_one_image(
+        self,
+        points: Tensor | tuple[Tensor, Tensor] | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The call of Meta's code, see `forward`."""
+        if isinstance(points, (tuple, list)):
+            points, labels = points
+        if points is not None and labels is None:
+            raise ValueError("points need labels: prompt_encoder(points=(points, labels)).")
+        sets = next((len(given) for given in (points, boxes, masks) if given is not None), 1)
+        tokens, dense, exists = self(
+            None if points is None else points[None],
+            None if labels is None else labels[None],
+            None if boxes is None else boxes.reshape(1, sets, -1, 4),
+            None if masks is None else masks[None],
+            self.input_hw,
+        )
+        if tokens is None:
+            tokens = dense.new_zeros(1, sets, 0, dense.shape[2])
+        elif exists is not None:  # "not a point" ends points alone
+            tokens = tokens[:, :, exists.any(0).any(0)]
+        return tokens[0], dense[0].expand(sets, -1, *self.grid_hw)
+
+    def get_dense_pe(self) -> Tensor:
+        """Position encodings (1, D, H'', W'') of the grid of the configuration's input size."""
+        return self.pe_layer.of_grid(*self.grid_hw).permute(2, 0, 1)[None]
 
     def _tokens(
         self,

@@ -59,10 +59,12 @@ class CarriesCode:
             kwargs: Options of the base class, `repo_id` and others of `push_to_hub`.
         """
         copy_code(save_directory)
-        for part in (self, getattr(self, "image_processor", None)):
-            if part is not None:
-                part.auto_map = part._auto_map(Path(save_directory))
+        image_processor = getattr(self, "image_processor", None)
+        for part in filter(None, (self, image_processor)):
+            part.auto_map = part._auto_map(Path(save_directory))
         written = super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        if image_processor is not None:  # a processor that is loaded does not know it either
+            del self.auto_map
         if push_to_hub:
             repository = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repository, **kwargs)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .configuration_segment_anything import DECODER_DOWNSAMPLING, SegmentAnythingModelConfig
 from .layers import Perceptron, attend, linear
+from .outputs import DecoderExtras
 
 
 class DecoderAttention(nn.Module):
@@ -34,7 +35,12 @@ class DecoderAttention(nn.Module):
         self.out_proj = nn.Linear(width // downsampling, width)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, exists: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        exists: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Values weighted by how well their keys fit the queries: (N, P, T, D).
 
@@ -43,12 +49,14 @@ class DecoderAttention(nn.Module):
             key: (N, P or 1, n, D).
             value: (N, P or 1, n, D).
             exists: (N, P, n), False where a key is padding, or None.
+            bias: Adds to the scores (N P, h, T, n), or None; not together with `exists`.
         """
         sets = key.shape[1] if query.shape[1] == 1 else query.shape[1]
         query = self._by_head(linear(self.q_proj, query), sets)
         key = self._by_head(linear(self.k_proj, key), sets)
         value = self._by_head(linear(self.v_proj, value), sets)
-        bias = None if exists is None else hiding(exists, query.dtype).flatten(0, 1)[:, None, None]
+        if exists is not None:
+            bias = hiding(exists, query.dtype).flatten(0, 1)[:, None, None]
         mixed = attend(query, key, value, bias, 0.0, self.config._attn_implementation)
         mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, (-1, sets))
         return linear(self.out_proj, mixed)
@@ -89,6 +97,7 @@ class TwoWayBlock(nn.Module):
         token_positions: Tensor,
         image_positions: Tensor,
         exists: Tensor | None,
+        extras: DecoderExtras | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Refines the tokens (N, P, T, D) and the image's: (N, S, L, D) to (N, P, L, D).
 
@@ -98,15 +107,19 @@ class TwoWayBlock(nn.Module):
             token_positions: (N, P, T, D).
             image_positions: (L, D).
             exists: (N, P, T), False where a token is padding, or None.
+            extras: What else is asked for, or None.
         """
         tokens = self.attend_to_tokens(tokens, token_positions, exists)
+        similarity = None if extras is None else extras.similarity
         seen = self.cross_attn_token_to_image(
-            tokens + token_positions, image + image_positions, image
+            tokens + token_positions, image + image_positions, image, bias=similarity
         )
         tokens = self.perceive(tokens + seen)
         seen = self.cross_attn_image_to_token(
             image + image_positions, tokens + token_positions, tokens, exists
         )
+        if extras is not None and extras.record is not None and extras.record.keeps_attentions:
+            extras.record.decoder_attentions.append(seen.flatten(0, 1)[:, None])
         return tokens, self.norm4(image + seen)
 
     def attend_to_tokens(self, tokens: Tensor, positions: Tensor, exists: Tensor | None) -> Tensor:
@@ -134,7 +147,12 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(config.embed_dim)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, image_positions: Tensor, exists: Tensor | None = None
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        image_positions: Tensor,
+        exists: Tensor | None = None,
+        extras: DecoderExtras | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens (N, P, T, D) and image (N, P, L, D) after all blocks.
 
@@ -143,9 +161,13 @@ class TwoWayTransformer(nn.Module):
             image: (N, S, L, D).
             image_positions: (L, D).
             exists: (N, P, T), False where a token is padding, or None.
+            extras: What else is asked for, or None.
         """
-        positions = tokens
-        for layer in self.layers:
-            tokens, image = layer(tokens, image, positions, image_positions, exists)
+        target = None if extras is None else extras.target
+        positions = tokens = tokens if target is None else tokens + target
+        for index, layer in enumerate(self.layers):
+            if target is not None and index:
+                tokens = tokens + target
+            tokens, image = layer(tokens, image, positions, image_positions, exists, extras)
         seen = self.final_attn_token_to_image(tokens + positions, image + image_positions, image)
         return self.norm_final_attn(tokens + seen), image
