@@ -30,6 +30,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
 )
 from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.model.prompt_rules import check_boxes, check_points
 from segment_anything_transformers.prediction.mask_generator import usual_options
 from segment_anything_transformers.prediction.object_masks import (
     mask_records,
@@ -112,6 +113,8 @@ class EndpointHandler:
                 return self._answer(inputs, prompts, parameters)
         except RequestError as error:
             return error.answer
+        except FloatingPointError as error:
+            return RequestError(500, "model_failed", str(error)).answer
 
     def _answer(
         self, inputs: Any, prompts: list[dict[str, Any]] | None, parameters: dict[str, Any]
@@ -237,23 +240,23 @@ def _rows(where: str, rows: Any, n_columns: int) -> np.ndarray:
 
 
 def _check_inside(size: tuple[int, int], where: str, prompt: dict[str, np.ndarray]) -> None:
-    """Refuses what lies outside the picture, and boxes that are turned inside out."""
-    corners = [prompt[name].reshape(-1, 2) for name in ("points", "boxes") if name in prompt]
-    for xy in np.concatenate(corners):
-        if (xy < 0).any() or (xy > size).any():
-            raise _invalid(f"{where}: ({xy[0]:g}, {xy[1]:g}) lies outside {size[0]} x {size[1]}")
-    for left, top, right, bottom in prompt.get("boxes", ()):
-        if left > right or top > bottom:
-            raise _invalid(f"{where}: boxes must be left, top, right, bottom in this order")
+    """Refuses prompts that cannot be meant in this picture."""
+    try:
+        if "points" in prompt:
+            check_points(f"{where}.points", prompt["points"], size[::-1])
+        if "boxes" in prompt:
+            check_boxes(f"{where}.boxes", prompt["boxes"], size[::-1])
+    except ValueError as error:
+        raise _invalid(str(error).rstrip(".")) from error
 
 
 def _read_image(inputs: Any) -> Image.Image:
     """The RGB picture, upright. Its size is known, and judged, before it is decoded."""
-    if isinstance(inputs, Image.Image):
-        _check_size(inputs)
-        return inputs.convert("RGB")
-    content = _file_bytes(inputs)
+    content = b"" if isinstance(inputs, Image.Image) else _file_bytes(inputs)
     try:
+        if isinstance(inputs, Image.Image):
+            _check_size(inputs)
+            return inputs.convert("RGB")
         with Image.open(BytesIO(content), formats=_IMAGE_FORMATS) as image:
             _check_size(image)
             return ImageOps.exif_transpose(image).convert("RGB")

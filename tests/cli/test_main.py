@@ -372,9 +372,11 @@ USAGE_ERRORS = {
     "predict words.jpg --point 3,4": "words.jpg: not an image that can be read",
     "predict . --point 3,4": ".: not an image that can be read",
     "predict empty.png --point 3,4": "empty.png: not an image that can be read",
-    "predict photo.png --point 90,4": "the point 90,4 is outside the image of 90 x 60",
-    "predict photo.png --point 3,60": "the point 3,60 is outside the image of 90 x 60",
-    "predict photo.png --point=-1,4": "the point -1,4 is outside the image",
+    "predict photo.png --point 99,4": "--point: (99, 4) lies outside the image of 90 x 60",
+    "predict photo.png --point 3,70": "--point: (3, 70) lies outside the image of 90 x 60",
+    "predict photo.png --point=-50,4": "--point: (-50, 4) lies outside the image",
+    "predict photo.png --point 0.5,0.3": "these look like normalised coordinates, from 0 to 1",
+    "predict photo.png --box 0.1,0.1,0.5,0.5": "Multiply x by 90 and y by 60",
     "predict photo.png --point 3": "argument --point: expected x,y as numbers, got '3'",
     "predict photo.png --point 3,4,5": "expected x,y as numbers, got '3,4,5'",
     "predict photo.png --point a,b": "expected x,y as numbers, got 'a,b'",
@@ -382,7 +384,7 @@ USAGE_ERRORS = {
     "predict photo.png --box 9,9,3,20": "with left <= right and top <= bottom, got '9,9,3,20'",
     "predict photo.png --box 9,9,20,3": "with left <= right and top <= bottom, got '9,9,20,3'",
     "predict photo.png --box 1,2,3": "expected left,top,right,bottom as numbers, got '1,2,3'",
-    "predict photo.png --box 1,2,91,9": "the box 1,2,91,9 reaches outside the image of 90 x 60",
+    "predict photo.png --box 1,2,191,9": "--box: (1, 2, 191, 9) reaches far outside the image",
     "predict photo.png --mask nix.png": "nix.png: no such file",
     "predict photo.png --mask small.png": "the mask has 20 x 10 pixels, the image 90 x 60",
     "predict photo.png --point 3,4 --model sam_vit_x": "unknown model 'sam_vit_x': expected sam_",
@@ -400,7 +402,7 @@ USAGE_ERRORS = {
     "generate photo.png --points-per-side 0": "got 0",
     "generate photo.png --crop-overlap-ratio 2": "crop_overlap_ratio must lie in [0, 1), got 2.0",
     "demo --image nix.png": "nix.png: no such file",
-    "demo --point 3000,4": "the point 3000,4 is outside the image of 600 x 400",
+    "demo --point 3000,4": "--point: (3000, 4) lies outside the image of 600 x 400",
 }
 
 
@@ -421,11 +423,13 @@ def test_what_the_user_got_wrong_is_one_line_and_code_2(line, run, photo, image,
 
 
 def test_all_images_wrong_is_code_2_with_a_line_each(run, photo):
-    code, out, err = run("predict nix.png photo.png --point 89,3 --point 3,59 --box 0,0,91,60")
+    code, out, err = run("predict nix.png photo.png --point 89,3 --point 3,59 --box 0,0,191,60")
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         "segment-anything: nix.png: no such file",
-        "segment-anything: photo.png: the box 0,0,91,60 reaches outside the image of 90 x 60",
+        "segment-anything: photo.png: --box: (0, 0, 191, 60) reaches far outside the image of 90 x "
+        "60 pixels (width x height). Coordinates are pixels of the image as it was given, before "
+        "any resizing.",
     ]
 
 

@@ -443,7 +443,7 @@ NAN_BOX = np.array([[1, 2, np.nan, 4]])
         ({"boxes": [1, 2, 3, 4]}, ValueError, r"boxes must have shape \(M2, 4\) or .*got \(4,\)"),
         ({"boxes": [[1, 2, 3]]}, ValueError, r"boxes must have shape .*, got \(1, 3\)"),
         ({"boxes": NAN_BOX}, ValueError, "boxes must be finite"),
-        ({"boxes": [[9, 2, 3, 4]]}, ValueError, r"left <= right .*, got \[9, 2, 3, 4\]"),
+        ({"boxes": [[9, 2, 3, 4]]}, ValueError, r"right >= left .*, got \[9, 2, 3, 4\]"),
         ({"boxes": [[1, 2, 3, 4], [1, 9, 3, 4]]}, ValueError, r"got \[1, 9, 3, 4\]"),
         ({"masks": np.zeros(MASK_HW)}, ValueError, r"masks must have shape \(M, 48, 32\) or"),
         ({"masks": np.zeros((1, 32, 48))}, ValueError, r"got \(1, 32, 48\)"),

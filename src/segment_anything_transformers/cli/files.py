@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def _png(picture: Image.Image) -> bytes:
 
 def _json(description: dict[str, Any], masks: list[dict[str, Any]]) -> bytes:
     """The description and the masks as a JSON object, a line for each entry and for each mask."""
-    entries = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items()]
-    listing = ",".join(f"\n    {json.dumps(mask)}" for mask in masks)
+    text = partial(json.dumps, allow_nan=False)  # which would be no JSON
+    entries = [f"{text(key)}: {text(value)}" for key, value in description.items()]
+    listing = ",".join(f"\n    {text(mask)}" for mask in masks)
     entries.append(f'"masks": [{listing}\n  ]')
     return ("{\n  " + ",\n  ".join(entries) + "\n}\n").encode()

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .. import demo
 from ..data.files import image_size, read_mask, read_picture
+from ..model.prompt_rules import check_boxes, check_points
 from .arguments import build_parser
 from .evaluate import run_evaluate
 from .files import (
@@ -108,17 +109,16 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_inside(size: tuple[int, int], prompts: dict[str, Any]) -> None:
-    """Refuses prompts that an image of this width and height does not reach."""
-    width, height = size
-    for x, y in prompts.get("points", []):
-        if not (0 <= x < width and 0 <= y < height):
-            raise UsageError(f"the point {x:g},{y:g} is outside the image of {width} x {height}")
-    for left, top, right, bottom in prompts.get("boxes", []):
-        if left < 0 or top < 0 or right > width or bottom > height:
-            raise UsageError(
-                f"the box {left:g},{top:g},{right:g},{bottom:g} reaches outside the image of "
-                f"{width} x {height}"
-            )
+    """Refuses prompts that cannot be meant in an image of this width and height."""
+    try:
+        check_points("--point", _rows(prompts, "points", 2), size[::-1])
+        check_boxes("--box", _rows(prompts, "boxes", 4), size[::-1])
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def _rows(prompts: dict[str, Any], name: str, columns: int) -> np.ndarray:
+    return np.array(prompts.get(name, []), float).reshape(-1, columns)
 
 
 def _one_object(
@@ -235,7 +235,8 @@ def _segment_images(
             write_results(folder, path, image, records, about, args.json_only, n_drawn)
         except UsageError as error:
             _complain(error)
-        except (OSError, ValueError) as error:  # a full disk; an image that the model cannot take
+        # a full disk; an image that the model cannot take; weights that answer with NaN
+        except (OSError, ValueError, FloatingPointError) as error:
             _complain(f"{path}: {one_line(error)}")
         else:
             summary.add_row(*_summary_row(path, records, time.perf_counter() - started))

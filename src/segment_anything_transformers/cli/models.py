@@ -44,7 +44,7 @@ def load_model(
         return load(name, device, dtype)
     except ModuleNotFoundError as error:
         raise UsageError(one_line(error)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UsageError(f"cannot load the model {name}: {one_line(error)}") from error
 
 
@@ -96,7 +96,7 @@ def _usable_device(name: str) -> str:
         is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return next((device for device in is_there if is_there[device]), "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"the device {name!r} cannot be used here: {reason}") from error

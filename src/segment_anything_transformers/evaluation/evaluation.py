@@ -188,7 +188,7 @@ def _qualities_of(
     zoom: bool,
 ) -> list[ObjectQuality]:
     known = None if sample.ignored is None else ~sample.ignored
-    recalls = _recalls(generator, sample, known)  # first: the generator sets images of its own
+    recalls = _recalls(generator, sample, known)
     predictor.set_image(sample.image)
     qualities = []
     for start in range(0, len(sample.masks), _OBJECTS_AT_ONCE):

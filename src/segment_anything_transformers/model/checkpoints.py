@@ -5,10 +5,11 @@ its names (`weight_names.py`; ours are those of Meta's checkpoints), its configu
 (`huggingface_sam.py`, or told by the shapes of the weights), and its sizes (`adapt_weights`).
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -197,9 +198,11 @@ def load_checkpoint(
 
     Raises:
         OSError: The source does not exist or cannot be read.
-        ValueError: The file does not hold a Segment Anything model.
+        ValueError: The file does not hold a Segment Anything model, its weights are NaN, infinite
+            or integers, or its configuration is none.
     """
     location = _locate(str(source))
+    source = str(source)
     if _is_path(location) and not os.path.exists(location):
         raise FileNotFoundError(
             f"{location} does not exist. The presets are {', '.join(PRESETS)}; a Hub repository is "
@@ -210,6 +213,7 @@ def load_checkpoint(
         weights = to_our_names(read_weights([location], framework))
     else:
         weights = to_our_names(read_weights(_weight_files(location, hub), framework))
+    check_values(weights, source)
     # Not asked as isinstance of our class, which as remote code is loaded once for every file.
     if config is not None and not isinstance(config, (str, os.PathLike)):
         return config, adapt_weights(weights, config), options
@@ -219,10 +223,69 @@ def load_checkpoint(
     else:
         named = location if os.path.isdir(location) else source
         origin = str(named if config is None else config)
-        made, options = config_class.from_pretrained(
-            origin, return_unused_kwargs=True, **hub, **options
-        )
+        made, options = _read_config(config_class, origin, {**hub, **options})
     return made, adapt_weights(weights, made), options
+
+
+def _read_config(
+    config_class: type[SegmentAnythingModelConfig], origin: str, options: dict[str, Any]
+) -> tuple[SegmentAnythingModelConfig, dict[str, Any]]:
+    """The configuration that lies somewhere; ValueError with that place if its types are wrong."""
+    try:
+        made, unused = config_class.from_pretrained(origin, return_unused_kwargs=True, **options)
+        return made, unused
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
+        fields = config_class.__annotations__
+        if any(name in fields for name in options):
+            raise  # what was passed may be wrong, and not what was read
+        raise ValueError(f"The configuration of {origin} cannot be used: {error}") from error
+
+
+_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+
+
+def check_values(weights: Weights, source: str) -> None:
+    """Refuses weights that can only give nonsense.
+
+    Args:
+        weights: Under our names; those that are none of the model's do not count.
+        source: What the user calls them.
+
+    Raises:
+        ValueError: Weights are integers, NaN or infinite, each named.
+    """
+    ours = {name: array for name, array in weights.items() if name.startswith(_PARTS)}
+    integers = [name for name, array in ours.items() if not _is_floating(array)]
+    if integers:
+        raise ValueError(
+            f"{len(integers)} weights of {source} are no floating-point numbers: "
+            f"{_few(integers)}. Quantised weights have to be turned back first."
+        )
+    damaged = [name for name, array in ours.items() if not _is_finite(array)]
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} weights of {source} are NaN or infinite: {_few(damaged)}. The file is "
+            "damaged, or its training diverged. Take an earlier checkpoint."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _is_floating(array: Any) -> bool:
+    if isinstance(array, np.ndarray):
+        return "float" in array.dtype.name  # bfloat16 too, whose kind is not "f"
+    return bool(array.is_floating_point())
+
+
+def _is_finite(array: Any) -> bool:
+    """Whether all numbers are finite; their sum tells in most cases."""
+    if isinstance(array, np.ndarray):
+        total = array.sum(dtype=np.float32)
+        return bool(np.isfinite(total) or np.isfinite(array.astype(np.float32)).all())
+    total = array.sum(dtype=torch.float32)
+    return bool(torch.isfinite(total) or torch.isfinite(array.float()).all())
 
 
 def _locate(source: str) -> str:
@@ -249,6 +312,7 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
         if path is None:
             continue
         if name == SAFETENSORS_INDEX:
+            _check_index(path)
             return get_checkpoint_shard_files(location, path, **hub)[0]
         return [path]
     raise OSError(
@@ -256,6 +320,30 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
         "save_pretrained has written, a Hub repository, a .pth file, or one of the presets "
         f"{', '.join(PRESETS)}."
     )
+
+
+def _check_index(path: str) -> None:
+    """Refuses an index that names no files, or files beyond its folder.
+
+    Raises:
+        ValueError: It is no JSON object with a "weight_map" of names to files beside it.
+    """
+    try:
+        index = json.loads(Path(path).read_text())
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not JSON: {type(error).__name__}.") from error
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files or "metadata" not in index:
+        raise ValueError(
+            f'{path} must be an object with "metadata" and a "weight_map", the file of each weight.'
+        )
+    for file in files.values():
+        name = file if isinstance(file, str) else ""
+        if not name or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+            raise ValueError(
+                f"{path} must name files beside it, got {file!r}. Nothing outside its folder is "
+                "read."
+            )
 
 
 def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt") -> Weights:

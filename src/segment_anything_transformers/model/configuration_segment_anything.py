@@ -1,7 +1,9 @@
 """Configuration of Segment Anything models and the presets that are known by name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import isfinite
+from numbers import Real
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -321,6 +323,9 @@ _POSITIVE_FIELDS = (
     "decoder_iou_head_depth",
     "decoder_iou_hidden_dim",
 )
+_TEXT_FIELDS = ("name", "url", "encoder_norm_layer", "encoder_act_layer", "first_conv")
+_SWITCH_FIELDS = ("fixed_input_size", "encoder_qkv_bias")
+_NUMBER_FIELDS = ("mask_threshold", "encoder_mlp_ratio")
 _RATE_FIELDS = ("encoder_drop_rate", "encoder_attn_drop_rate", "encoder_drop_path_rate")
 
 
@@ -328,7 +333,27 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def _check_types(config: SegmentAnythingModelConfig) -> None:
+    """Text, switches and numbers; integers are checked with their range."""
+    kinds: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+        ("text", lambda value: isinstance(value, str), _TEXT_FIELDS),
+        ("True or False", lambda value: isinstance(value, bool), _SWITCH_FIELDS),
+        ("a finite number", _is_finite_number, (*_NUMBER_FIELDS, *_RATE_FIELDS)),
+        ("a tuple of finite numbers", lambda v: all(map(_is_finite_number, v)), ("mean", "std")),
+    )
+    for expected, fits, fields in kinds:
+        for field in fields:
+            value = getattr(config, field)
+            if not fits(value):
+                raise TypeError(f"{field} must be {expected}, got {value!r}.")
+
+
 def _check_fields(config: SegmentAnythingModelConfig) -> None:
+    _check_types(config)
     for field in _POSITIVE_FIELDS:
         value = getattr(config, field)
         if not _is_integer(value):

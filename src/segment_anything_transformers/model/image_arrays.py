@@ -28,7 +28,7 @@ def to_numpy(array: Any) -> np.ndarray:
     try:
         return np.asarray(array)
     except ValueError as error:
-        raise ValueError(f"Expected an array with rows of equal length: {error}.") from error
+        raise ValueError("Expected rows of equal length, got rows of different ones.") from error
 
 
 def read_image(

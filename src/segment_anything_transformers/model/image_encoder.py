@@ -22,6 +22,7 @@ from .layers import (
     attend,
     biases_are_fused,
     is_plain,
+    is_traced,
     linear,
     slices,
 )
@@ -210,7 +211,7 @@ class EncoderAttention(nn.Module):
     def _parts(self, query: Tensor, window_hw: tuple[int, int]) -> list[tuple[slice, slice]]:
         """Which of (B, h, w, c) queries attend together: several B with all rows, or few rows."""
         everything = slice(None)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return [(everything, everything)]
         (window_h, window_w), keys = window_hw, query.shape[1]
         scores = _SCORES_AT_ONCE[query.device.type == "cpu"]
@@ -234,8 +235,7 @@ def _is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
 
     A graph that is traced stays small, and drop rates act on whole images.
     """
-    is_traced = torch.compiler.is_compiling()
-    return features.device.type == "cpu" and not layer.training and not is_traced
+    return features.device.type == "cpu" and not layer.training and not is_traced()
 
 
 class EncoderBlock(GradientCheckpointingLayer):

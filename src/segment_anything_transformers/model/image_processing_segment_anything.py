@@ -22,7 +22,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_segment_anything import SegmentAnythingModelConfig, is_preset
+from .configuration_segment_anything import (
+    MASK_UPSCALING,
+    SegmentAnythingModelConfig,
+    is_preset,
+)
 from .image_arrays import read_image, to_numpy
 from .image_resizer import ImageResizer, InputGeometry
 from .mask_ops import crop_boxes, point_grids
@@ -33,6 +37,9 @@ __all__ = ["ImageResizer", "SegmentAnythingImageProcessor"]
 
 UNKNOWN_LABEL = -1
 """Label where the truth is not known: the loss leaves it out."""
+
+_MODEL_FIELDS = ("input_size", "in_channels", "mean", "std")
+"""Fields of the model's configuration that images depend on."""
 
 _UINT16_RANGE = 65535 / 255
 """Range of 16-bit images over that of 8-bit ones, which `rescale_factor` is made for."""
@@ -110,9 +117,14 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
             kwargs: Attributes to set differently, such as
                 `pad_to_multiple_of=config.encoder_patch_size`.
         """
+        return cls(**{**cls.fields_for(config), **kwargs})
+
+    @staticmethod
+    def fields_for(config: SegmentAnythingModelConfig) -> dict[str, Any]:
+        """The attributes that belong to a model."""
         height, width = config.input_size
         mask_h, mask_w = config.mask_size()
-        fields: dict[str, Any] = {
+        return {
             "size": {"longest_edge": max(height, width)},
             "pad_size": {"height": height, "width": width},
             "mask_size": {"longest_edge": max(mask_h, mask_w)},
@@ -120,7 +132,6 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
             "image_mean": config.channel_mean,
             "image_std": config.channel_std,
         }
-        return cls(**{**fields, **kwargs})
 
     @classmethod
     def get_image_processor_dict(
@@ -128,20 +139,16 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Dictionary of the image processor for a preset's name, a folder or a Hub repository.
 
-        Takes `input_size`, as the model's `from_pretrained` does, for a model of another size.
+        Fields of the model's configuration that images depend on, `input_size`, `in_channels`,
+        `mean` and `std`, change it as they change the model.
         """
         name = str(pretrained_model_name_or_path)
-        input_size = kwargs.pop("input_size", None)
+        of_model = {field: kwargs.pop(field) for field in _MODEL_FIELDS if field in kwargs}
         if is_preset(name):
-            config = SegmentAnythingModelConfig.from_preset(name)
-            fields = cls.from_config(config).to_dict()
-        else:
-            fields, kwargs = super().get_image_processor_dict(
-                pretrained_model_name_or_path, **kwargs
-            )
-        if input_size is not None:
-            fields.update(_sizes_for(input_size, fields))
-        return fields, kwargs
+            config = SegmentAnythingModelConfig.from_preset(name, **of_model)
+            return cls.from_config(config).to_dict(), kwargs
+        fields, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        return {**fields, **_fields_of_model(fields, of_model)} if of_model else fields, kwargs
 
     def preprocess(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
         """Images as the model takes them.
@@ -288,23 +295,6 @@ _SIZE_KEYS = {
 }
 
 
-def _sizes_for(input_size: Any, fields: dict[str, Any]) -> dict[str, Any]:
-    """Sizes of images and masks for a model input (H, W), as large as they were to each other."""
-    if len(to_numpy(input_size)) != 2 or not all(int(side) > 0 for side in input_size):
-        raise ValueError(
-            f"input_size must be two positive integers (height, width), got {input_size}."
-        )
-    height, width = map(int, input_size)
-    scale = fields["mask_size"]["longest_edge"] / fields["size"]["longest_edge"]
-    mask_h, mask_w = (round(side * scale) for side in (height, width))
-    return {
-        "size": {"longest_edge": max(height, width)},
-        "pad_size": {"height": height, "width": width},
-        "mask_size": {"longest_edge": max(mask_h, mask_w)},
-        "mask_pad_size": {"height": mask_h, "width": mask_w},
-    }
-
-
 def _as_list(images: Any) -> list[Any]:
     """One entry an image, from one image, a list of them, or an array with four axes."""
     if isinstance(images, (list, tuple)):
@@ -405,3 +395,22 @@ def _maps_by_image(
             )
         maps.append(array.reshape(-1, *size))
     return maps
+
+
+def _fields_of_model(fields: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a saved image processor for a model with some fields of its own."""
+    padded, masks = (
+        {**getattr(SegmentAnythingImageProcessor, name), **fields.get(name, {})}
+        for name in ("pad_size", "mask_pad_size")
+    )
+    config = SegmentAnythingModelConfig(
+        **{
+            "input_size": (padded["height"], padded["width"]),
+            "encoder_patch_size": MASK_UPSCALING * padded["height"] // masks["height"],
+            "in_channels": len(fields.get("image_mean", IMAGENET_DEFAULT_MEAN)),
+            "mean": fields.get("image_mean", IMAGENET_DEFAULT_MEAN),
+            "std": fields.get("image_std", IMAGENET_DEFAULT_STD),
+            **of_model,
+        }
+    )
+    return SegmentAnythingImageProcessor.fields_for(config)

@@ -94,7 +94,8 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: No such preset, file, folder or repository, or a file that cannot be read.
-            ValueError: The weights do not fit the model, each named with the shapes.
+            ValueError: The weights do not fit the model, each named with the shapes; or are missing
+                (unless `output_loading_info` reports them), NaN, infinite or integers.
         """
         from .checkpoints import load_checkpoint
 
@@ -106,8 +107,9 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, cls.config_class, config, kwargs
         )
         kwargs.update(of_loading)
-        if not kwargs.get("ignore_mismatched_sizes") and not kwargs.get("output_loading_info"):
-            cls._check_weights(config, weights, str(pretrained_model_name_or_path))
+        if not kwargs.get("ignore_mismatched_sizes"):
+            is_reported = bool(kwargs.get("output_loading_info"))
+            cls._check_weights(config, weights, str(pretrained_model_name_or_path), is_reported)
         model = super().from_pretrained(
             None, *model_args, config=config, state_dict=weights, **kwargs
         )
@@ -117,9 +119,13 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _check_weights(
-        cls, config: SegmentAnythingModelConfig, weights: dict[str, Tensor], source: str
+        cls,
+        config: SegmentAnythingModelConfig,
+        weights: dict[str, Tensor],
+        source: str,
+        may_miss: bool,
     ) -> None:
-        """Refuses weights of other shapes; names that are missing or too many only warn."""
+        """Refuses weights of other shapes and missing ones; names that are too many only warn."""
         with torch.device("meta"):
             expected = cls(config).state_dict()
         if not expected.keys() & weights.keys():
@@ -137,6 +143,19 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
                 f"{len(wrong)} weights of {source} do not fit the configuration: "
                 f"{'; '.join(wrong)}. Load with the checkpoint's own configuration, or with "
                 "ignore_mismatched_sizes=True to start these from random values."
+            )
+        missing = expected.keys() - weights.keys()
+        if may_miss or not missing:
+            return
+        with torch.device("meta"):  # a derived class may add what no checkpoint has
+            needed = SegmentAnythingModel(config).state_dict().keys()
+        missing &= needed
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(needed)} weights are missing from {source}: "
+                f"{', '.join(sorted(missing)[:3])} and so on. The file is incomplete: download it "
+                "again, or load with ignore_mismatched_sizes=True to start these from random "
+                "values."
             )
 
 
@@ -392,7 +411,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             image_embeddings: (1, D, H'', W'') of one image.
             input_points: (1, P, M1, 2).
             input_labels: (1, P, M1), by default all are foreground.
-            iou_threshold: Qualities have to be above it.
+            iou_threshold: Qualities have to be above it; those that are NaN are kept.
 
         Returns:
             Logits (n, H', W'), qualities (n,), and the prompt set of each mask (n,).
@@ -403,7 +422,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         for decoded in self.mask_decoder.decode(*inputs):
             scores.append(decoded.iou_scores[0])
             for part in decoded.split():
-                is_good = part.iou_scores[0, :, 1:] > iou_threshold
+                is_good = ~(part.iou_scores[0, :, 1:] <= iou_threshold)
                 sets, numbers = (is_good.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
                 if not sets:
                     continue
@@ -412,7 +431,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 made = part.masks([1 + number for number in numbers])[0]
                 logits.append(made[is_good[sets][:, numbers]])
         iou_scores = torch.cat(scores)[:, 1:]
-        prompts, masks = (iou_scores > iou_threshold).nonzero(as_tuple=True)
+        prompts, masks = (~(iou_scores <= iou_threshold)).nonzero(as_tuple=True)
         return torch.cat(logits), iou_scores[prompts, masks], prompts
 
     def _decoder_inputs(

@@ -457,7 +457,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         fast = FastDecoder(self.mask_decoder)
         decoded = fast.decode(shared, tokens, exists)
         scores = ops.cast(decoded.iou_scores[0, :, 1:], "float32")
-        (chosen,) = ops.nonzero(ops.any(scores > iou_threshold, axis=-1))
+        (chosen,) = ops.nonzero(ops.any(~(scores <= iou_threshold), axis=-1))
         multiple = range(1, self.config.nb_multimask_outputs + 1)
         logits = fast.masks(decoded.take(chosen), shared, grid_hw, multiple)
         return logits, scores, chosen

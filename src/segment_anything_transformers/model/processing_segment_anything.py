@@ -16,6 +16,7 @@ from .image_processing_segment_anything import (
 )
 from .image_resizer import ImageResizer, InputGeometry, SizeHW
 from .mask_postprocessing import OriginalSizeMasks
+from .prompt_rules import check_mask_logits
 from .prompt_sets import (
     BOXES,
     LABELS,
@@ -23,7 +24,7 @@ from .prompt_sets import (
     POINTS,
     PromptSets,
     batched,
-    check_boxes,
+    check_coordinates,
     check_counts,
     match_labels,
     read_prompt_sets,
@@ -76,8 +77,9 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: Name, folder or repository.
-            kwargs: Attributes of the image processor to set differently, `input_size` of the
-                model, and download options.
+            kwargs: Attributes of the image processor to set differently, fields of the model's
+                configuration as they are passed to the model (`input_size`, `in_channels`, `mean`,
+                `std`), and download options.
         """
         # The base class would ask AutoImageProcessor, which knows another class for "sam".
         return cls(
@@ -128,7 +130,8 @@ class SegmentAnythingProcessor(CarriesCode, ProcessorMixin):
         Raises:
             TypeError: A prompt does not consist of numbers, or a mask is boolean.
             ValueError: Shapes or numbers do not fit, a coordinate is not finite, a label is
-                unknown, or a box ends before it begins. The message names the image.
+                unknown, or a prompt cannot be meant, see `prompt_rules.py`. The message names the
+                image.
         """
         options = self._images_kwargs(**kwargs)
         return_tensors = options.pop("return_tensors", None)
@@ -198,7 +201,7 @@ def _batched_prompts(
 ) -> dict[str, np.ndarray]:
     """The given prompts in pixels of the model input, each kind as one array."""
     labels = match_labels(labels, points)
-    check_boxes(boxes)
+    check_coordinates(points, labels, boxes, original_sizes)
     counts = check_counts(points, boxes, masks)
     resizers = [geometry.image_resizer(size) for size in original_sizes]
     points_in_input = [
@@ -242,6 +245,7 @@ def _mask_logits(
     masks: np.ndarray, resizer: ImageResizer, padded_size: SizeHW, geometry: InputGeometry
 ) -> np.ndarray:
     """Masks (M3, H', W') as they are, and masks (M3, H0, W0) scaled and padded to that size."""
+    check_mask_logits(MASKS.name, masks)
     mask_size = geometry.padded_mask_size(padded_size)
     if masks.shape[-2:] == mask_size or not len(masks):
         return masks

@@ -10,6 +10,7 @@ import numpy as np
 
 from .configuration_segment_anything import PADDING
 from .image_arrays import to_numpy
+from .prompt_rules import check_boxes, check_points
 
 PromptSets = list[list[np.ndarray]]
 """Prompts of one kind: for each image its prompt sets, for each of them an array of items."""
@@ -140,21 +141,28 @@ def match_labels(labels: PromptSets, points: PromptSets) -> PromptSets:
     return matched
 
 
-def check_boxes(boxes: PromptSets) -> None:
-    """Refuses boxes that end before they begin.
+def check_coordinates(
+    points: PromptSets,
+    labels: PromptSets,
+    boxes: PromptSets,
+    sizes_hw: Sequence[tuple[int, int]],
+) -> None:
+    """Refuses points and boxes that cannot be meant in images of these sizes.
+
+    The rule stands in `prompt_rules.py`. Padding that the user brought along counts as nothing.
 
     Raises:
-        ValueError: Such a box, with its place.
+        ValueError: Such a prompt, with its image.
     """
-    for index, image_boxes in enumerate(boxes):
-        for box in (box for box_array in image_boxes for box in box_array):
-            left, top, right, bottom = box
-            if right < left or bottom < top:
-                raise ValueError(
-                    f"input_boxes of image {index}: expected (left, top, right, bottom) with right "
-                    f">= left and bottom >= top, got {box.tolist()}. A box given by its width and "
-                    "height ends at left + width, top + height."
-                )
+    for index, size_hw in enumerate(sizes_hw):
+        of_image = f"of image {index}"
+        if points[index]:
+            xy, kinds = np.concatenate(points[index]), np.concatenate(labels[index])
+            check_points(f"{POINTS.name} {of_image}", xy, size_hw, kinds >= 0)
+        if boxes[index]:
+            given = np.concatenate(boxes[index])
+            is_box = (given != PADDING).any(axis=-1)
+            check_boxes(f"{BOXES.name} {of_image}", given[is_box], size_hw)
 
 
 def _plain(prompts: Any) -> Any:

@@ -51,7 +51,7 @@ class DecoderAttention(nn.Module):
             exists: (N, P, n), False where a key is padding, or None.
             bias: Adds to the scores (N P, h, T, n), or None; not together with `exists`.
         """
-        sets = key.shape[1] if query.shape[1] == 1 else query.shape[1]
+        sets = _number_of_sets(query, key)
         query = self._by_head(linear(self.q_proj, query), sets)
         key = self._by_head(linear(self.k_proj, key), sets)
         value = self._by_head(linear(self.v_proj, value), sets)
@@ -65,6 +65,14 @@ class DecoderAttention(nn.Module):
         """Projected tokens (N, P or 1, n, h c) as (N P, h, n, c)."""
         tokens = tokens.expand(-1, sets, -1, -1).flatten(0, 1)
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _number_of_sets(query: Tensor, key: Tensor) -> int:
+    """P of queries (N, P or 1, T, D) and keys (N, P or 1, n, D)."""
+    queries, keys = query.shape[1], key.shape[1]
+    if torch.jit.is_tracing():  # these are tensors, and asking for their value makes it a constant
+        return torch.maximum(queries, keys)  # type: ignore[arg-type, return-value]
+    return keys if queries == 1 else queries
 
 
 def hiding(exists: Tensor, dtype: torch.dtype) -> Tensor:

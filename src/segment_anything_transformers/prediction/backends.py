@@ -75,7 +75,8 @@ class Backend(Protocol):
             image_embeddings: Those of one image, (1, D, H'', W'').
             points: (P, M1, 2) float32, x and y in model-input pixels.
             labels: (P, M1), 1 foreground, 0 background, -1 not a point.
-            iou_threshold: Scores have to be above it.
+            iou_threshold: Scores have to be above it. Those that are NaN come too, so that they
+                are noticed.
         """
         ...
 
@@ -92,8 +93,8 @@ class GoodMasks(NamedTuple):
 
     @classmethod
     def above(cls, iou_threshold: float, mask_logits: np.ndarray, iou_scores: np.ndarray) -> Self:
-        """Of logits (P, K, H', W') and scores (P, K), those above the threshold."""
-        prompts, masks = np.nonzero(iou_scores > iou_threshold)
+        """Of logits (P, K, H', W') and scores (P, K), those above the threshold, and NaN."""
+        prompts, masks = np.nonzero(~(iou_scores <= iou_threshold))
         return cls(mask_logits[prompts, masks], iou_scores[prompts, masks], prompts)
 
 

@@ -31,11 +31,13 @@ from ..model.mask_ops import (
     rle_with_list,
 )
 from ..model.mask_upscaling import finish_masks
+from .colours import Preprocessing
 from .crop_seams import by_cut, merge_cut_masks
 from .found_masks import FoundMasks
 from .generator_options import GENERATOR_OPTIONS
 from .look_ahead import in_groups, one_ahead
-from .predictor import EncodedImage, PreparedImage, Preprocessing, SAMPredictor
+from .predictor import PreparedImage, SAMPredictor
+from .scene import EncodedImage
 
 Record = dict[str, Any]
 
@@ -166,7 +168,10 @@ class SAMAutomaticMaskGenerator:
             the pieces' scores, the click is that of the largest piece, and the crop the box
             around the pieces' crops.
 
+        Several threads may call it at once.
+
         Raises:
+            FloatingPointError: If the model answers with NaN: its weights are damaged.
             TypeError: If the image is not one.
             ValueError: If its shape, channels or values do not fit.
         """
@@ -276,19 +281,17 @@ class SAMAutomaticMaskGenerator:
         left, top, right, bottom = crop_box
         points = grid * (right - left, bottom - top)
         parts = []
-        try:
-            self.predictor.set_encoded(crop)
-            while len(points):
-                waiting = len(points)
-                batch, points = self._next_batch(points)
-                found = self._masks_of_batch(batch, crop_box, size_hw)
-                parts.append(found)
-                if self.skip_covered_points:
-                    whole, _ = by_cut(found, size_hw)
-                    points = points[~whole.cover(points + crop_box[:2])]
-                bar.update(waiting - len(points))
-        finally:
-            self.predictor.clear_image()
+        predictor = self.predictor.sibling()  # other threads look at other crops
+        predictor.set_encoded(crop)
+        while len(points):
+            waiting = len(points)
+            batch, points = self._next_batch(points)
+            found = self._masks_of_batch(predictor, batch, crop_box, size_hw)
+            parts.append(found)
+            if self.skip_covered_points:
+                whole, _ = by_cut(found, size_hw)
+                points = points[~whole.cover(points + crop_box[:2])]
+            bar.update(waiting - len(points))
         masks = FoundMasks.joined(parts)
         return FoundMasks.joined(  # a cut mask suppresses no whole one
             some.take(nms(some.boxes, some.iou_scores, self.box_nms_thresh))
@@ -304,16 +307,20 @@ class SAMAutomaticMaskGenerator:
         return points[chosen], np.delete(points, chosen, axis=0)
 
     def _masks_of_batch(
-        self, points: np.ndarray, crop_box: np.ndarray, size_hw: tuple[int, int]
+        self,
+        predictor: SAMPredictor,
+        points: np.ndarray,
+        crop_box: np.ndarray,
+        size_hw: tuple[int, int],
     ) -> FoundMasks:
         """The good and stable masks of some clicks, in pixels of the image."""
         threshold = self.pred_iou_thresh if self.pred_iou_thresh > 0 else -np.inf
-        good = self.predictor.predict_above(points[:, None], threshold)
+        good = predictor.predict_above(points[:, None], threshold)
         least = self.stability_score_thresh
         finished = finish_masks(
             good.mask_logits,
-            self.predictor.mask_upscaler(),
-            self.predictor.config.mask_threshold,
+            predictor.mask_upscaler(),
+            predictor.config.mask_threshold,
             self.stability_score_offset,
             lambda stability: least <= 0 or stability >= least,
             crop_box,

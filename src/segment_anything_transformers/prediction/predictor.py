@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, cast
+from copy import copy
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..model.image_arrays import read_image
 from ..model.image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
-from ..model.mask_ops import masks_to_boxes
 from ..model.mask_upscaling import MaskUpscaler
 from .backends import GoodMasks, backend_for
+from .colours import Preprocessing, check_values, colours_of
 from .prompts import FOREGROUND, checked_masks, checked_prompts
-from .zoom import MARGIN, OUTSIDE_LOGIT, Region
-
-Preprocessing = Callable[[np.ndarray], np.ndarray]
+from .scene import EncodedImage, Scene, Sight
+from .zoom import MARGIN, OUTSIDE_LOGIT, Region, checked_target
 
 
 class PreparedImage(NamedTuple):
@@ -28,14 +28,6 @@ class PreparedImage(NamedTuple):
     """(C, H, W) float32, resized, normalised and padded."""
     resizer: ImageResizer
     """Knows its original size and where it lies in the input."""
-
-
-class EncodedImage(NamedTuple):
-    """An image that prompts can be asked about."""
-
-    image_embeddings: Any
-    """(1, D, H'', W''), a tensor of the model's framework."""
-    resizer: ImageResizer
 
 
 class SAMPredictor:
@@ -53,6 +45,10 @@ class SAMPredictor:
 
         predictor.zoom(masks[best])
         masks, scores, logits = predictor(points=np.array([[120, 80]]))
+
+    Several threads may ask about one image. To work on images of their own each needs a predictor
+    of its own, which costs nothing: they share the model. Otherwise one would be answered about
+    another's image; that raises a RuntimeError.
 
     Args:
         model: A `SegmentAnythingModel` of either framework. It stays on its device and in its
@@ -85,20 +81,23 @@ class SAMPredictor:
         chosen: Any = preprocessing or SegmentAnythingImageProcessor.from_config(self.config)
         # Not isinstance: a class that was loaded from the Hub is another class.
         self._expects_bytes = hasattr(chosen, "image_mean")
-        self.preprocessing = _colours_of(chosen) if self._expects_bytes else chosen
-        self.clear_image()
+        self.preprocessing = colours_of(chosen) if self._expects_bytes else chosen
+        self._sight = Sight()
+
+    def sibling(self) -> SAMPredictor:
+        """A predictor of the same model and preprocessing with an image of its own, none yet."""
+        other = copy(self)
+        other._sight = Sight()
+        return other
 
     def clear_image(self) -> None:
         """Unsets the image and forgets the embedding."""
-        self._pixels: np.ndarray | None = None
-        self._whole: EncodedImage | None = None
-        self._seen: EncodedImage | None = None  # all of the image, or the part zoomed to
-        self._region: Region | None = None
+        self._sight.look_at(None)
 
     @property
     def is_image_set(self) -> bool:
         """Whether there is an image to ask about."""
-        return self._seen is not None
+        return self._sight.scene is not None
 
     @property
     def image_embeddings(self) -> Any:
@@ -109,7 +108,7 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        return self._require_image().image_embeddings
+        return self._require_image().seen.image_embeddings
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -118,8 +117,7 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        self._require_image()
-        return cast(EncodedImage, self._whole).resizer.src_size
+        return self._require_image().size_hw
 
     @property
     def region(self) -> Region:
@@ -131,7 +129,7 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        return self._region or Region.whole(self.original_size)
+        return self._require_image().part
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
         """Calculates and keeps the embedding of an image, in place of an earlier one.
@@ -148,8 +146,7 @@ class SAMPredictor:
         pixels = self.read_image(image)
         self.clear_image()
         [encoded] = self.encode([self.prepare(pixels)])
-        self.set_encoded(encoded)
-        self._pixels = pixels
+        self._sight.look_at(Scene(encoded, encoded, None, pixels))
 
     def zoom(self, target: np.ndarray | Sequence[float] | None, margin: float = MARGIN) -> None:
         """Looks at a part of the image more closely: the part is encoded, as large as will fit.
@@ -171,22 +168,23 @@ class SAMPredictor:
             ValueError: If the mask has another size than the image, or is empty, the box is not in
                 the image, or the margin is negative.
         """
-        size_hw = self.original_size
+        scene = self._require_image()
+        size_hw = scene.size_hw
         if target is None:
-            self._seen, self._region = self._whole, None
+            self._sight.look_at(scene._replace(seen=scene.whole, region=None))
             return
         if not margin >= 0:
             raise ValueError(f"margin must be 0 or more, got {margin}.")
-        region = Region.around(_checked_target(np.asarray(target), size_hw), size_hw, margin)
-        if region == self.region:
+        region = Region.around(checked_target(np.asarray(target), size_hw), size_hw, margin)
+        if region == scene.part:
             return
         if region == Region.whole(size_hw):
             self.zoom(None)
             return
-        if self._pixels is None:
+        if scene.pixels is None:
             raise RuntimeError("Only the image's embedding is set. Call set_image(image) to zoom.")
-        [self._seen] = self.encode([self.prepare(self._pixels[region.rows_and_columns])])
-        self._region = region
+        [seen] = self.encode([self.prepare(scene.pixels[region.rows_and_columns])])
+        self._sight.look_at(scene._replace(seen=seen, region=region))
 
     def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
         """The image, checked, as an (H0, W0, C) array of uint8, uint16 or float32.
@@ -195,7 +193,7 @@ class SAMPredictor:
         """
         pixels = np.moveaxis(read_image(image, self.config.in_channels), 0, -1)
         if pixels.dtype == np.float32:
-            _check_values(pixels, self._expects_bytes)
+            check_values(pixels, self._expects_bytes)
         return pixels
 
     def prepare(self, pixels: np.ndarray) -> PreparedImage:
@@ -227,8 +225,7 @@ class SAMPredictor:
 
     def set_encoded(self, image: EncodedImage) -> None:
         """Takes the image in place of an earlier one. It cannot be zoomed."""
-        self.clear_image()
-        self._whole = self._seen = image
+        self._sight.look_at(Scene(image, image))
 
     def __call__(
         self,
@@ -264,12 +261,16 @@ class SAMPredictor:
             Logits (K, H', W') or (N, K, H', W') float32, to be passed on as `masks`.
 
         Raises:
-            RuntimeError: If no image is set.
+            FloatingPointError: If the model answers with NaN: its weights are damaged.
+            RuntimeError: If no image is set, or another thread has set another one.
             TypeError: If a prompt does not consist of numbers.
-            ValueError: If prompts have the wrong shape, or values that make no sense.
+            ValueError: If prompts have the wrong shape, or cannot be meant: points or boxes far
+                outside the image or in [0, 1], masks that are no logits (`model/prompt_rules.py`).
         """
-        mask_logits, scores = self.predict_logits(points, labels, boxes, masks, multimask_output)
-        return self._at_original_size(mask_logits, return_logits), scores, mask_logits
+        scene = self._require_image()
+        prompts = points, labels, boxes, masks
+        mask_logits, scores = self._answer(scene, *prompts, multimask_output)
+        return self._at_original_size(scene, mask_logits, return_logits), scores, mask_logits
 
     def predict_logits(
         self,
@@ -286,10 +287,23 @@ class SAMPredictor:
         Returns:
             Logits (K, H', W') or (N, K, H', W'), scores (K,) or (N, K), float32.
         """
-        embeddings, resizer = self._require_image()
-        prompts = checked_prompts(points, labels, boxes, masks, self.config.mask_size())
-        if self._region:
-            prompts = prompts.within(self._region)
+        return self._answer(self._require_image(), points, labels, boxes, masks, multimask_output)
+
+    def _answer(
+        self,
+        scene: Scene,
+        points: np.ndarray | None,
+        labels: np.ndarray | None,
+        boxes: np.ndarray | None,
+        masks: np.ndarray | None,
+        multimask_output: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `predict_logits`."""
+        embeddings, resizer = scene.seen
+        mask_hw = self.config.mask_size()
+        prompts = checked_prompts(points, labels, boxes, masks, mask_hw, scene.size_hw)
+        if scene.region:
+            prompts = prompts.within(scene.region)
         if prompts.count == 0:
             n_masks = self.config.nb_multimask_outputs if multimask_output else 1
             empty = np.zeros((0, n_masks, *self.config.mask_size()), np.float32)
@@ -302,6 +316,7 @@ class SAMPredictor:
             prompts.masks,
             multimask_output,
         )
+        _check_scores(scores)
         return (mask_logits, scores) if prompts.is_batched else (mask_logits[0], scores[0])
 
     def predict_above(self, points: np.ndarray, iou_threshold: float) -> GoodMasks:
@@ -313,10 +328,13 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        embeddings, resizer = self._require_image()
+        scene = self._require_image()
+        embeddings, resizer = scene.seen
         labels = np.full(points.shape[:-1], FOREGROUND, np.int64)
-        points = resizer.scale_points(points - np.array(self.region[:2]))
-        return self.backend.decode_above(embeddings, points, labels, iou_threshold)
+        points = resizer.scale_points(points - np.array(scene.part[:2]))
+        good = self.backend.decode_above(embeddings, points, labels, iou_threshold)
+        _check_scores(good.iou_scores)
+        return good
 
     def upscale(self, mask_logits: np.ndarray) -> np.ndarray:
         """Low-resolution logits (n, H', W') brought to the size of `region`, float32.
@@ -334,7 +352,9 @@ class SAMPredictor:
         Raises:
             RuntimeError: If no image is set.
         """
-        resizer = self._require_image().resizer
+        return self._upscaler(self._require_image().seen.resizer)
+
+    def _upscaler(self, resizer: ImageResizer) -> MaskUpscaler:
         return MaskUpscaler(
             self.config.mask_size(), resizer.dst_size, resizer.rescaled_size, resizer.src_size
         )
@@ -353,26 +373,30 @@ class SAMPredictor:
             TypeError: If the mask is boolean.
             ValueError: If its size is not that of the image.
         """
-        resizer = self._require_image().resizer
-        mask = checked_masks("mask", mask, self.original_size, "the image")
-        mask = self.region.of(mask)
+        scene = self._require_image()
+        resizer = scene.seen.resizer
+        mask = checked_masks("mask", mask, scene.size_hw, "the image")
+        mask = scene.part.of(mask)
         padded = resizer.pad_image(
             resizer.scale_image(mask, channels_last=False), channels_last=False
         )
         return ImageResizer.scale_to_size(padded, self.config.mask_size(), channels_last=False)
 
-    def _require_image(self) -> EncodedImage:
-        if self._seen is None:
+    def _require_image(self) -> Scene:
+        scene = self._sight.scene
+        if scene is None:
             raise RuntimeError("No image is set. Call set_image(image) first.")
-        return self._seen
+        return scene
 
-    def _at_original_size(self, mask_logits: np.ndarray, return_logits: bool) -> np.ndarray:
+    def _at_original_size(
+        self, scene: Scene, mask_logits: np.ndarray, return_logits: bool
+    ) -> np.ndarray:
         """Masks or logits; of masks, the floats of no more than one exist at a time."""
-        upscaler, region = self.mask_upscaler(), self.region
-        shape = (*mask_logits.shape[:-2], *self.original_size)
+        upscaler, region = self._upscaler(scene.seen.resizer), scene.part
+        shape = (*mask_logits.shape[:-2], *scene.size_hw)
         if return_logits:
             results = np.empty(shape, np.float32)
-            if self._region:
+            if scene.region:
                 results.fill(OUTSIDE_LOGIT)
             for index in np.ndindex(shape[:-3]):
                 region.of(results[index])[:] = upscaler.whole(mask_logits[index])
@@ -387,64 +411,10 @@ class SAMPredictor:
         return masks
 
 
-def _checked_target(target: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """The box (4,) that `zoom` is to show, of a box or of a mask."""
-    if target.ndim == 2:
-        if target.dtype != bool:
-            raise TypeError(f"A mask to zoom to must be boolean, got dtype {target.dtype}.")
-        if target.shape != size_hw or not target.any():
-            raise ValueError(
-                f"A mask to zoom to must have the image's size {size_hw} and show something, got "
-                f"{target.shape} with {np.count_nonzero(target)} pixels."
-            )
-        return masks_to_boxes(target)
-    height, width = size_hw
-    is_box = target.shape == (4,) and bool(np.isfinite(target).all())
-    if is_box:
-        left, top, right, bottom = target
-        is_box = left <= right and top <= bottom
-        is_box = is_box and left < width and top < height and right >= 0 and bottom >= 0
-    if not is_box:
-        raise ValueError(
-            "Zoom to a box (left, top, right, bottom) in the image of height and width "
-            f"{size_hw}, or to a mask of that size; got {target.tolist()}."
-        )
-    return target.clip(0, [width - 1, height - 1, width - 1, height - 1])
-
-
-def _colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
-    """What the image processor does to an image that is already resized, and not yet padded."""
-
-    def normalise(image: np.ndarray) -> np.ndarray:
-        is_float = image.dtype == np.float32
-        if is_float:
-            # Not left to the processor, which would take a black cut-out for one in [0, 1].
-            image = image * np.float32(processor.rescale_factor)
-        features = processor(
-            image,
-            do_rescale=not is_float,
-            do_resize=False,
-            do_pad=False,
-            input_data_format="channels_last",
-            return_tensors="np",
-        )
-        return features["pixel_values"][0].transpose(1, 2, 0)
-
-    return normalise
-
-
-def _check_values(pixels: np.ndarray, expects_bytes: bool) -> None:
-    """Raises ValueError for a float image that is not finite or, if so expected, in [0, 255]."""
-    lowest, highest = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([lowest, highest]).all():
-        raise ValueError("Pixel values must be finite, got NaN or infinity.")
-    if expects_bytes and not 0 <= lowest <= highest <= 255:
-        raise ValueError(
-            f"Pixel values must lie in [0, 255], got {lowest:g} to {highest:g}. Scale the image, "
-            "or pass a function for such values as preprocessing."
-        )
-    if expects_bytes and highest <= 1 and (pixels % 1).any():  # a black one has whole numbers
-        raise ValueError(
-            f"Pixel values must lie in [0, 255], and these are fractions up to {highest:g}: "
-            "this looks like an image in [0, 1]. Multiply it by 255."
+def _check_scores(scores: np.ndarray) -> None:
+    """Raises FloatingPointError if the model rates a mask with no number: its masks are none."""
+    if not np.isfinite(scores).all():
+        raise FloatingPointError(
+            "The model's scores are NaN or infinite, so its masks mean nothing. Its weights are "
+            'damaged or diverged in training, or its numbers overflow: try dtype="float32".'
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..model.image_arrays import to_numpy
+from ..model.prompt_rules import check_boxes, check_mask_logits, check_points
 from .zoom import Region
 
 FOREGROUND, BACKGROUND, NOT_A_POINT = 1, 0, -1
@@ -72,13 +73,26 @@ def _refuse(name: str, prompts: Any, is_faulty: np.ndarray, region: Region) -> N
 
 
 def checked_prompts(
-    points: Any, labels: Any, boxes: Any, masks: Any, mask_hw: tuple[int, int]
+    points: Any,
+    labels: Any,
+    boxes: Any,
+    masks: Any,
+    mask_hw: tuple[int, int],
+    image_hw: tuple[int, int],
 ) -> Prompts:
-    """The prompts of a call of `SAMPredictor`, in which `mask_hw` is the size (H', W') of masks.
+    """The prompts of a call of `SAMPredictor`.
+
+    Args:
+        points: As in the call, and so the other prompts.
+        labels: What the points mean.
+        boxes: Left, top, right, bottom.
+        masks: Logits.
+        mask_hw: Size (H', W') of the masks.
+        image_hw: Size (H0, W0) of the image, in whose pixels the coordinates are.
 
     Raises:
         TypeError: If a prompt does not consist of numbers.
-        ValueError: If prompts have the wrong shape, or values that make no sense.
+        ValueError: If prompts have the wrong shape, or cannot be meant, see `prompt_rules`.
     """
     if labels is not None and points is None:
         raise ValueError("labels say what points mean, but there are no points. Pass both.")
@@ -86,8 +100,10 @@ def checked_prompts(
     if points is not None:
         given["points"] = _checked_numbers("points", points, "(M1, 2) or (N, M1, 2)", (2,))
         given["labels"] = _checked_labels(labels, given["points"])
+        check_points("points", given["points"], image_hw, given["labels"] != NOT_A_POINT)
     if boxes is not None:
-        given["boxes"] = _checked_boxes(boxes)
+        given["boxes"] = _checked_numbers("boxes", boxes, "(M2, 4) or (N, M2, 4)", (4,))
+        check_boxes("boxes", given["boxes"], image_hw)
     if masks is not None:
         given["masks"] = checked_masks("masks", masks, mask_hw, "the model's mask size")
     is_batched, count = _batch_of(given)
@@ -113,9 +129,18 @@ def _batch_of(given: dict[str, np.ndarray]) -> tuple[bool, int]:
     return count is not None, 1 if count is None else count
 
 
+def _array(name: str, values: Any, shape: str) -> np.ndarray:
+    try:
+        return to_numpy(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must have shape {shape}, in rows of equal length; they differ in length."
+        ) from error
+
+
 def _checked_numbers(name: str, values: Any, shape: str, last_axes: tuple[int, ...]) -> np.ndarray:
     """The values, if they are finite numbers of the shape that the text describes."""
-    array = to_numpy(values)
+    array = _array(name, values, shape)
     if array.dtype.kind not in "uif":
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}.")
     n_last = len(last_axes)
@@ -129,7 +154,7 @@ def _checked_numbers(name: str, values: Any, shape: str, last_axes: tuple[int, .
 def _checked_labels(labels: Any, points: np.ndarray) -> np.ndarray:
     if labels is None:
         return np.full(points.shape[:-1], FOREGROUND, np.int64)
-    labels = to_numpy(labels)
+    labels = _array("labels", labels, "(M1,) or (N, M1)")
     if labels.shape != points.shape[:-1]:
         raise ValueError(
             f"labels must have one entry for each point, {points.shape[:-1]}, got {labels.shape}."
@@ -140,17 +165,6 @@ def _checked_labels(labels: Any, points: np.ndarray) -> np.ndarray:
             f"got {sorted(set(labels.ravel().tolist()))}."
         )
     return labels.astype(np.int64)
-
-
-def _checked_boxes(boxes: Any) -> np.ndarray:
-    boxes = _checked_numbers("boxes", boxes, "(M2, 4) or (N, M2, 4)", (4,))
-    reversed_boxes = boxes[(boxes[..., 2:] < boxes[..., :2]).any(axis=-1)]
-    if len(reversed_boxes):
-        raise ValueError(
-            "boxes must be left, top, right, bottom with left <= right and top <= bottom, "
-            f"got {reversed_boxes[0].tolist()}."
-        )
-    return boxes
 
 
 def checked_masks(name: str, masks: Any, size_hw: tuple[int, int], whose: str) -> np.ndarray:
@@ -164,13 +178,16 @@ def checked_masks(name: str, masks: Any, size_hw: tuple[int, int], whose: str) -
 
     Raises:
         TypeError: If they are boolean, or no numbers.
-        ValueError: If they have another shape, or are not finite.
+        ValueError: If they have another shape, are not finite, or are no logits.
     """
-    if to_numpy(masks).dtype == bool:
+    height, width = size_hw
+    shape = f"(M, {height}, {width}) or (N, M, {height}, {width}), the size of {whose}"
+    masks = _array(name, masks, shape)
+    if masks.dtype == bool:
         raise TypeError(
             f"{name} must hold logits, got a boolean mask. "
             "np.where(mask, 10.0, -10.0) makes confident logits of it."
         )
-    height, width = size_hw
-    shape = f"(M, {height}, {width}) or (N, M, {height}, {width}), the size of {whose}"
-    return _checked_numbers(name, masks, shape, (height, width)).astype(np.float32)
+    checked = _checked_numbers(name, masks, shape, (height, width))
+    check_mask_logits(name, checked)
+    return checked.astype(np.float32)

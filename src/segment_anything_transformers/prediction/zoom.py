@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from ..model.mask_ops import masks_to_boxes
+from ..model.prompt_rules import check_boxes
 
 MARGIN = 0.5
 """What is shown on each side of an object, over its longer side."""
@@ -65,3 +66,29 @@ def box_around(points: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray
     if mask is not None and mask.any():
         points = np.concatenate([points, masks_to_boxes(mask).reshape(2, 2)])
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def checked_target(target: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """The box (4,) that `zoom` is to show, of a box or of a mask."""
+    if target.ndim == 2:
+        if target.dtype != bool:
+            raise TypeError(f"A mask to zoom to must be boolean, got dtype {target.dtype}.")
+        if target.shape != size_hw or not target.any():
+            raise ValueError(
+                f"A mask to zoom to must have the image's size {size_hw} and show something, got "
+                f"{target.shape} with {np.count_nonzero(target)} pixels."
+            )
+        return masks_to_boxes(target)
+    height, width = size_hw
+    is_box = target.shape == (4,) and bool(np.isfinite(target).all())
+    if is_box:
+        left, top, right, bottom = target
+        is_box = left <= right and top <= bottom
+        is_box = is_box and left < width and top < height and right >= 0 and bottom >= 0
+    if not is_box:
+        raise ValueError(
+            "Zoom to a box (left, top, right, bottom) in the image of height and width "
+            f"{size_hw}, or to a mask of that size; got {target.tolist()}."
+        )
+    check_boxes("The box to zoom to", target, size_hw)
+    return target.clip(0, [width - 1, height - 1, width - 1, height - 1])
