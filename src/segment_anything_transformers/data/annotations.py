@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .annotations_coco import coco_samples
+from .annotations_files import annotated_samples
 from .files import (
     IMAGE_ENDINGS,
     MASK_ENDINGS,
@@ -67,7 +67,9 @@ def masks_of_map(
 # ---------------------------------------------------------------------------------------- sources
 
 
-def folder_samples(folder: str | Path, ignore_value: int | None = None) -> Samples:
+def folder_samples(
+    folder: str | Path, ignore_value: int | None = None, images: str | Path | None = None
+) -> Samples:
     """Samples of a folder with `images/` and `masks/`, paired by their names without endings.
 
     The masks of `images/a.jpg` are `masks/a.png`, whose numbers `masks_of_map` explains, or the
@@ -76,28 +78,32 @@ def folder_samples(folder: str | Path, ignore_value: int | None = None) -> Sampl
     Args:
         folder: The folder.
         ignore_value: The value of pixels whose truth is not known.
+        images: The folder of the images, if they do not lie in `images/`.
 
     Raises:
         ValueError: One of the folders is missing, there are no images, or two have one name.
     """
     folder = Path(folder)
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} must have the folders images and masks, {part} is missing.")
-    images = sorted(p for p in (folder / "images").iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-    if not images:
-        raise ValueError(f"{folder / 'images'} has no images ({', '.join(IMAGE_ENDINGS)}).")
-    stems = [path.stem for path in images]
+    place = folder / "images" if images is None else Path(images)
+    for part in (place, folder / "masks"):
+        if not part.is_dir():
+            raise ValueError(
+                f"{folder} must have the folders images and masks, {part.name} is missing."
+            )
+    files = sorted(p for p in place.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    if not files:
+        raise ValueError(f"{place} has no images ({', '.join(IMAGE_ENDINGS)}).")
+    stems = [path.stem for path in files]
     double = next((stem for stem in stems if stems.count(stem) > 1), None)
     if double is not None:
-        raise ValueError(f"{folder / 'images'} has two images {double}, with different endings.")
+        raise ValueError(f"{place} has two images {double}, with different endings.")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        image = read_pixels(images[index])
+        image = read_pixels(files[index])
         maps = [read_numbers(path) for path in _mask_files(folder / "masks", stems[index])]
         return image, *_masks_of_maps(maps, ignore_value)
 
-    return Samples([path.name for path in images], read)
+    return Samples([path.name for path in files], read)
 
 
 def _mask_files(folder: Path, stem: str) -> list[Path]:
@@ -175,6 +181,14 @@ def _map_of(entry: Any) -> np.ndarray:
     return numbers_of_picture(entry) if isinstance(entry, Image.Image) else np.asarray(entry)
 
 
+_DATASET_ENDINGS = (".parquet", ".arrow", ".csv", ".jsonl", ".py", ".tar", ".zip", ".yaml")
+
+
+def _may_be_dataset(folder: Path) -> bool:
+    """Whether the library `datasets` might find more than pictures in a folder."""
+    return any(path.suffix.lower() in _DATASET_ENDINGS for path in folder.rglob("*"))
+
+
 def load_samples(
     source: str | Path,
     images: str | Path | None = None,
@@ -184,10 +198,12 @@ def load_samples(
     """Samples of whatever a path or name means.
 
     Args:
-        source: A folder with `images/` and `masks/`; a JSON file of COCO annotations; or the name
-            of a data set on the Hub, or a folder of one, which needs the library `datasets`.
-        images: The folder of the images that COCO annotations belong to; by default that of the
-            JSON file.
+        source: A folder with `images/` and `masks/`, or with `images/` and YOLO's `labels/`; a
+            JSON file of COCO annotations; a folder of labelme's files, of GeoJSON, or of JSON
+            files of the command, or one such file; YOLO's `data.yaml`; or the name of a data set
+            on the Hub, or a folder of one, which needs the library `datasets`.
+        images: The folder of the images that annotations belong to; by default where they say,
+            for COCO the JSON file's folder.
         ignore_value: The value of pixels whose truth is not known; of images of masks alone.
         split: Of a data set of `datasets`.
 
@@ -196,16 +212,26 @@ def load_samples(
         ValueError: There is nothing there, or it has another form.
     """
     path = Path(source)
-    if path.suffix == ".json":
+    annotated = annotated_samples(path, images, split)
+    if annotated is not None:
         if ignore_value is not None:
             raise ValueError(
-                f"{source}: COCO annotations have no pixels of an ignore_value; leave it out."
+                f"{source}: annotations have no pixels of an ignore_value; leave it out."
             )
-        return coco_samples(path, images)
-    if (path / "images").is_dir() or (path / "masks").is_dir():
-        return folder_samples(path, ignore_value)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{source} must be a folder, or a JSON file of COCO annotations.")
+        return annotated
+    if any((path / part).is_dir() for part in ("images", "masks")):
+        return folder_samples(path, ignore_value, images)
+    if path.is_file():
+        raise ValueError(
+            f"{source} must be a folder, a JSON file of COCO annotations, labelme or the command, "
+            "a .geojson file, or YOLO's data.yaml."
+        )
+    if path.is_dir() and not _may_be_dataset(path):
+        raise ValueError(
+            f"{source} is no data set: expected the folders images and masks, or images and "
+            "labels (YOLO), or files of labelme, GeoJSON or the command, or the files of a data "
+            "set of `datasets`."
+        )
     return dataset_samples(_hub_dataset(str(source), split), ignore_value=ignore_value)
 
 

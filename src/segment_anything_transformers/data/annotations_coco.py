@@ -12,7 +12,9 @@ from .files import read_pixels
 from .samples import Samples
 
 
-def coco_samples(annotations: str | Path, images: str | Path | None = None) -> Samples:
+def coco_samples(
+    annotations: str | Path, images: str | Path | None = None, content: Any = None
+) -> Samples:
     """Samples of COCO annotations: polygons and run lengths, compressed or not.
 
     Where an annotation is a crowd, the truth of single objects is not known.
@@ -20,13 +22,14 @@ def coco_samples(annotations: str | Path, images: str | Path | None = None) -> S
     Args:
         annotations: The JSON file.
         images: Folder of the images, by default that of the JSON file.
+        content: What is in the file, where it has been read already.
 
     Raises:
         ValueError: It is no such file, or lists no images.
     """
     path = Path(annotations)
     folder = path.parent if images is None else Path(images)
-    content = _read(path)
+    content = _checked(path, read_json(path) if content is None else content)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation.get("image_id"), []).append(annotation)
@@ -54,13 +57,22 @@ def coco_samples(annotations: str | Path, images: str | Path | None = None) -> S
     return Samples([str(entry["file_name"]) for entry in entries], read)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
+    """What is in a JSON file.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file.") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """The content, if it is COCO annotations."""
     is_coco = isinstance(content, dict) and all(
         isinstance(content.get(name), list) for name in ("images", "annotations")
     )
