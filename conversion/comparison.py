@@ -13,7 +13,7 @@ from conversion import peers
 from conversion.peers import Peer
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.model.checkpoints import read_weights
+from segment_anything_transformers.model.checkpoint_files import read_weights
 from segment_anything_transformers.model.configuration_segment_anything import (
     PRESETS,
     preset_repository,

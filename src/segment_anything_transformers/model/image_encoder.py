@@ -17,10 +17,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_segment_anything import ENCODER_NORM_EPS, SegmentAnythingModelConfig
 from .layers import (
     ACTIVATIONS,
-    LayerNorm2d,
     Perceptron,
     attend,
     biases_are_fused,
+    drop_path,
+    embedding_neck,
+    is_in_pieces,
     is_plain,
     linear,
     slices,
@@ -121,7 +123,7 @@ class EncoderAttention(nn.Module):
         positions_w = _relative_positions(self.rel_pos_w, window_w).to(query.dtype)
         bias_h = torch.einsum("bhwc,hkc->bhwk", queries, positions_h)
         bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
-        if _is_in_pieces(self, query):
+        if is_in_pieces(self, query):
             return self._mix_products(queries, key, value, bias_h, bias_w)
         is_fused = self.config._attn_implementation != "eager" and biases_are_fused(query)
         if is_fused and query.shape[-1] + window_h + window_w <= _FUSED_CHANNELS:
@@ -204,15 +206,6 @@ class EncoderAttention(nn.Module):
         return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
-def _is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
-    """Whether pieces that fit the cache are worth it: on a processor, not while training.
-
-    A graph that is traced stays small, and drop rates act on whole images.
-    """
-    is_traced = torch.compiler.is_compiling()
-    return features.device.type == "cpu" and not layer.training and not is_traced
-
-
 class EncoderBlock(GradientCheckpointingLayer):
     """Attention and perceptron, each normalised before and added to its input."""
 
@@ -226,7 +219,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Perceptron(
             width,
-            int(width * config.encoder_mlp_ratio),
+            config.encoder_hidden(width),
             ACTIVATIONS[config.encoder_act_layer],
             config.encoder_drop_rate,
         )
@@ -239,7 +232,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         On a processor, strips of windows one after another, which do not see each other. What is
         made of a strip stays in the cache, where that of all tokens would not.
         """
-        if not _is_in_pieces(self, tokens):
+        if not is_in_pieces(self, tokens):
             return self._perceive(self._attend(tokens))
         if self.attn.window_size:
             strips = tokens.split(self.attn.window_size, dim=1)
@@ -248,18 +241,10 @@ class EncoderBlock(GradientCheckpointingLayer):
         return torch.cat([self._perceive(strip) for strip in strips], dim=1)
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        return tokens + self._drop_path(self.attn(self.norm1(tokens)))
+        return tokens + drop_path(self.attn(self.norm1(tokens)), self.drop_path_rate, self.training)
 
     def _perceive(self, tokens: Tensor) -> Tensor:
-        return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
-
-    def _drop_path(self, branch: Tensor) -> Tensor:
-        """Leaves the branch out for some images in training (arXiv:1603.09382)."""
-        if not self.training or self.drop_path_rate == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path_rate
-        kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) < keep
-        return branch * kept.to(branch.dtype) / keep
+        return tokens + drop_path(self.mlp(self.norm2(tokens)), self.drop_path_rate, self.training)
 
 
 class PatchEmbedding(nn.Module):
@@ -282,23 +267,18 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Builds the blocks that the configuration describes."""
         super().__init__()
-        width, depth = config.encoder_embed_dim, config.embed_dim
+        width = config.encoder_embed_dim
         self.patch_embed = PatchEmbedding(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid_size(), width))
         self.drop = nn.Dropout(config.encoder_drop_rate)
         self.blocks = nn.ModuleList(
             EncoderBlock(config, index) for index in range(config.encoder_nb_blocks)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(width, depth, kernel_size=1, bias=False),
-            LayerNorm2d(depth),
-            nn.Conv2d(depth, depth, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(depth),
-        )
+        self.neck = embedding_neck(width, config.embed_dim)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W)."""
-        if _is_in_pieces(self, pixel_values):  # a batch would win nothing there
+        if is_in_pieces(self, pixel_values):  # a batch would win nothing there
             return torch.cat([self._encode(image) for image in pixel_values.split(1)])
         return self._encode(pixel_values)
 

@@ -158,7 +158,7 @@ class EncoderBlock(layers.Layer):
         self.norm2 = Norm(eps)
         self.mlp = Perceptron(
             self.width,
-            int(self.width * config.encoder_mlp_ratio),
+            config.encoder_hidden(self.width),
             ACTIVATIONS[config.encoder_act_layer],
             config.encoder_drop_rate,
         )

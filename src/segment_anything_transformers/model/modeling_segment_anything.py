@@ -26,7 +26,16 @@ from .layers import LayerNorm2d
 from .loss_segment_anything import segmentation_loss
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import PositionEncoding, PromptEncoder
+from .tiny_vit_encoder import InvertedBottleneck, TinyViTEncoder, WindowAttention, WindowBlock
 from .two_way_transformer import TwoWayBlock
+
+IMAGE_ENCODERS: dict[str, type[ImageEncoder] | type[TinyViTEncoder]] = {
+    "vit": ImageEncoder,
+    "tiny_vit": TinyViTEncoder,
+}
+"""Image encoders by the `encoder_type` of the configuration."""
+
+_WHOLE_BLOCKS = (EncoderBlock, InvertedBottleneck, WindowBlock, TwoWayBlock)
 
 
 @dataclass
@@ -56,7 +65,7 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = {EncoderBlock.__name__, TwoWayBlock.__name__}  # noqa: RUF012, as in the base
+    _no_split_modules = {block.__name__ for block in _WHOLE_BLOCKS}  # noqa: RUF012, as in the base
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"pe_layer"}  # noqa: RUF012
 
@@ -85,6 +94,8 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EncoderAttention):
             init.zeros_(module.rel_pos_h)
             init.zeros_(module.rel_pos_w)
+        elif isinstance(module, WindowAttention):
+            init.zeros_(module.attention_biases)
         elif isinstance(module, ImageEncoder):
             init.zeros_(module.pos_embed)
 
@@ -160,7 +171,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Builds the model that the configuration describes, with random weights."""
         super().__init__(config)
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = IMAGE_ENCODERS[config.encoder_type](config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
         self.post_init()
@@ -228,7 +239,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
             ValueError: The channels or the size are not the configuration's.
         """
         self._check_pixels(pixel_values)
-        dtype = self.image_encoder.patch_embed.proj.weight.dtype
+        dtype = next(self.image_encoder.neck.parameters()).dtype
         return self.image_encoder(pixel_values.to(dtype))
 
     def get_prompt_embeddings(
