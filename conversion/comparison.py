@@ -13,8 +13,9 @@ from conversion import peers
 from conversion.peers import Peer
 from conversion.report import Comparison
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.model.checkpoints import read_weights
+from segment_anything_transformers.model.checkpoint_files import read_weights
 from segment_anything_transformers.model.configuration_segment_anything import (
+    PRESET_FILES,
     PRESETS,
     preset_repository,
 )
@@ -25,11 +26,13 @@ TOLERANCE = 1e-3
 
 def peer_of_source(source: str, model: SegmentAnythingModel) -> Peer | None:
     """The implementation that the weights come from, with these weights; None if it is not here."""
+    if source in PRESET_FILES:  # a repository of no library's, which nothing but a file is in
+        return peers.meta_peer(model)
     source = (preset_repository(source) if source in PRESETS else None) or source
     path = Path(source)
     if path.is_file():
         naming = naming_of(read_weights([path]))
-        return peers.meta_peer(model) if naming == "meta" else None
+        return peers.meta_peer(model) if naming in ("meta", "mobile_sam") else None
     if path.is_dir() or source.count("/") == 1:
         config, _ = PreTrainedConfig.get_config_dict(source)
         if config.get("model_type") == "sam":
@@ -40,7 +43,7 @@ def peer_of_source(source: str, model: SegmentAnythingModel) -> Peer | None:
 _PEERS: dict[str, Callable[[Path, SegmentAnythingModel], Peer | None]] = {
     "segment_anything": lambda folder, model: peers.own_peer(folder),
     "huggingface": lambda folder, model: peers.transformers_peer(folder),
-    "meta": lambda folder, model: peers.meta_peer(model, next(folder.glob("*.pth"))),
+    "meta": lambda folder, model: peers.meta_peer(model, next(folder.glob("*.pt*"))),
     "onnx": lambda folder, model: peers.onnx_peer(folder),
     "tf_saved_model": lambda folder, model: peers.saved_model_peer(folder, model),
     "litert": lambda folder, model: peers.tflite_peer(folder, model),

@@ -20,6 +20,7 @@ from segment_anything_transformers.model.huggingface_sam import (
     config_to_huggingface,
     processor_to_huggingface,
 )
+from segment_anything_transformers.model.weight_arrays import unfold_batch_norms
 from segment_anything_transformers.model.weight_names import to_huggingface
 
 
@@ -47,14 +48,19 @@ def write_huggingface(model: SegmentAnythingModel, folder: Path) -> None:
 def write_meta(model: SegmentAnythingModel, folder: Path) -> None:
     """A `.pth` file of Meta's segment_anything, named like the model or the preset that it is.
 
+    Of a TinyViT it is a `.pt` file of MobileSAM's code, whose batch norms add the biases.
+
     Raises:
         ValueError: The input size is not square, which Meta's code asks for.
     """
     _check_square(model, "Meta's code")
     folder.mkdir(parents=True)
     name = model.config.name or preset_of(model.config.to_dict()) or "sam"
+    weights, ending = model.state_dict(), ".pth"
+    if model.config.encoder_type == "tiny_vit":
+        weights, ending = unfold_batch_norms(weights), ".pt"
     # A configuration may say anything, "../x" too, and the file belongs into the folder.
-    torch.save(model.state_dict(), folder / f"{Path(name).name}.pth")
+    torch.save(weights, folder / f"{Path(name).name}{ending}")
 
 
 def write_onnx(model: SegmentAnythingModel, folder: Path) -> None:

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from segment_anything_transformers import SegmentAnythingModel
-from segment_anything_transformers.model.configuration_segment_anything import PADDING
+from segment_anything_transformers.model.configuration_segment_anything import (
+    PADDING,
+    SegmentAnythingModelConfig,
+)
+from segment_anything_transformers.model.weight_arrays import unfold_batch_norms
 
 Prompts = Mapping[str, Tensor]
 """`input_points` (1, P, M1, 2) with `input_labels` (1, P, M1), `input_boxes` (1, P, 4), or both."""
@@ -58,14 +62,19 @@ def _peer_in_pytorch(name: str, model: Any) -> Peer:
 
 
 def meta_peer(model: SegmentAnythingModel, path: Path | None = None) -> Peer | None:
-    """Meta's Sam with a model's weights, or those of a file; None where it cannot be imported."""
+    """Meta's Sam with a model's weights, or those of a file; None where it cannot be imported.
+
+    For a TinyViT it is MobileSAM's.
+    """
+    package = "mobile_sam" if model.config.encoder_type == "tiny_vit" else "segment_anything"
     try:
-        modeling = importlib.import_module("segment_anything.modeling")
+        modeling = importlib.import_module(f"{package}.modeling")
     except ImportError:  # or torchvision, which its package wants
         return None
     sam = build_meta_sam(modeling, model)
     if path is not None:
         sam.load_state_dict(torch.load(path, weights_only=True))
+        sam.train().eval()
 
     def decode(embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         given = {name: tensor[0] for name, tensor in prompts.items()}  # it knows one image only
@@ -75,19 +84,28 @@ def meta_peer(model: SegmentAnythingModel, path: Path | None = None) -> Peer | N
         logits, scores = sam.mask_decoder(embeddings, positions, tokens, dense, True)
         return logits[None], scores[None]
 
-    return Peer(f"segment_anything {version('segment-anything')}", sam.image_encoder, decode)
+    name = f"{package} {_version_of(package)}"
+    return Peer(name, sam.image_encoder, decode)
+
+
+def _version_of(package: str) -> str:
+    """Version of what has the package, "" if it was not installed as a distribution."""
+    names = packages_distributions().get(package, [])
+    return version(names[0]) if names else ""
 
 
 def build_meta_sam(modeling: ModuleType, model: SegmentAnythingModel) -> Any:
-    """Meta's Sam of the configuration and with the weights of a model.
+    """Meta's or MobileSAM's Sam of the configuration and with the weights of a model.
 
     Args:
-        modeling: Its module `segment_anything.modeling`.
+        modeling: Its module `segment_anything.modeling`, or `mobile_sam.modeling`.
         model: The model.
     """
-    config = model.config
+    config, is_tiny = model.config, model.config.encoder_type == "tiny_vit"
     sam = modeling.Sam(
-        modeling.ImageEncoderViT(
+        _tiny_vit(modeling, config)
+        if is_tiny
+        else modeling.ImageEncoderViT(
             img_size=config.input_size[0],
             patch_size=config.encoder_patch_size,
             in_chans=config.in_channels,
@@ -118,8 +136,24 @@ def build_meta_sam(modeling: ModuleType, model: SegmentAnythingModel) -> Any:
             iou_head_hidden_dim=config.decoder_iou_hidden_dim,
         ),
     )
-    sam.load_state_dict(model.state_dict())
-    return sam.eval()
+    weights = model.state_dict()
+    sam.load_state_dict(unfold_batch_norms(weights) if is_tiny else weights)
+    return sam.train().eval()  # from one to the other TinyViT looks its attention biases up
+
+
+def _tiny_vit(modeling: ModuleType, config: SegmentAnythingModelConfig) -> Any:
+    """MobileSAM's image encoder; what its first stage has for heads and windows is never used."""
+    return modeling.TinyViT(
+        img_size=config.input_size[0],
+        in_chans=config.in_channels,
+        embed_dims=list(config.encoder_stage_widths),
+        depths=list(config.encoder_stage_depths),
+        num_heads=[1, *config.encoder_stage_heads],
+        window_sizes=[1, *config.encoder_stage_windows],
+        mlp_ratio=config.encoder_mlp_ratio,
+        mbconv_expand_ratio=config.encoder_mlp_ratio,
+        drop_path_rate=0.0,
+    )
 
 
 def onnx_peer(folder: Path) -> Peer:

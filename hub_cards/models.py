@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from segment_anything_transformers.model.checkpoints import WEIGHTS_FOLDER
+from segment_anything_transformers.model.configuration_segment_anything import preset_repository
 
 OWNER = "segment-anything-transformers"
 PROJECT_URL = "https://pypi.org/project/segment-anything-transformers/"
@@ -35,6 +36,8 @@ class Model:
         limits: What it cannot do.
         bias: Whom and what it does worse.
         base_model: Hub repository that the weights are from; None for our own.
+        paper: Where those who made the weights tell what they measured.
+        peers: Whose code the implementation is compared with.
     """
 
     summary: str
@@ -42,6 +45,8 @@ class Model:
     limits: str
     bias: str
     base_model: str | None = None
+    paper: str = "https://arxiv.org/abs/2304.02643"
+    peers: str = "Meta's and Hugging Face's code"
 
 
 def _beside_the_weights(heading: str) -> str:
@@ -69,6 +74,22 @@ photographs take a model with Meta's weights.""",
 Clip art and rendered objects show some things often and others never. Its photographs are few, and
 their people are mostly young and at desks; it also has the faults of the model that labelled them.
 Do not use it where a mask decides about a person.""",
+    ),
+    "mobile_sam": Model(
+        summary="""\
+MobileSAM: Segment Anything with a small image encoder, TinyViT, that learnt to give what Meta's
+largest encoder gives. In a form for Transformers 5 without torchvision or timm.""",
+        training_data="""\
+A hundredth of SA-1B's 11 million photographs: the encoder learnt the embeddings of Meta's ViT-H.
+The decoder is Meta's, with Meta's weights. No training took place here.""",
+        limits=_LIMITS_OF_METAS,
+        bias="""\
+What holds for the model that it learnt from may hold for it: its authors found no large differences
+between perceived gender, age and skin tone for people in pictures, but differences for clothing.
+Test it on pictures of your own before you rely on it, above all where people are concerned.""",
+        base_model=preset_repository("mobile_sam"),
+        paper="https://arxiv.org/abs/2306.14289",
+        peers="MobileSAM's own code",
     ),
     "sam_vit_b": _metas("base (ViT-B)", "facebook/sam-vit-base"),
     "sam_vit_l": _metas("large (ViT-L)", "facebook/sam-vit-large"),

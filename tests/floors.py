@@ -47,7 +47,7 @@ FAMILIES = {
     **dict.fromkeys(("tensorflow", "keras", "jax"), "TensorFlow"),
 }
 TORCH_AT_ONCE = re.compile(
-    r"model\.(modeling_segment_anything|loss_segment_anything|full_size_logits|layers|outputs"
+    r"model\.(modeling_segment_anything|loss_segment_anything|full_size_logits|layers|outputs|tiny_vit_encoder"
     r"|image_encoder|prompt_encoder|two_way_transformer|mask_decoder|fast_decoder)"
     r"|prediction\.int8_linear|export\.onnx|training\.(?!\w+_tf$)\w+"
 )

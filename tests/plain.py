@@ -104,7 +104,7 @@ def encode(model, pixel_values):
     return encoder.neck(tokens.permute(0, 3, 1, 2))
 
 
-def in_windows(attention, tokens, side):
+def in_windows(attention, tokens, side, mix_all=None):
     """Each window of side x side tokens alone; the grid is filled up with zeros."""
     grid_h, grid_w = tokens.shape[1:3]
     padded = F.pad(tokens, (0, 0, 0, -grid_w % side, 0, -grid_h % side))
@@ -112,7 +112,7 @@ def in_windows(attention, tokens, side):
     for top in range(0, padded.shape[1], side):
         for left in range(0, padded.shape[2], side):
             window = (slice(None), slice(top, top + side), slice(left, left + side))
-            mixed[window] = mix(attention, padded[window])
+            mixed[window] = (mix_all or mix)(attention, padded[window])
     return mixed[:, :grid_h, :grid_w]
 
 
@@ -131,6 +131,51 @@ def mix(attention, tokens):
     scores = scores + torch.einsum("nhyxc,ykc->nhyxk", query, relative_h)[..., None]
     scores = scores + torch.einsum("nhyxc,xkc->nhyxk", query, relative_w)[..., None, :]
     mixed = scores.flatten(4).flatten(2, 3).softmax(-1) @ value
+    return attention.proj(mixed.transpose(1, 2).flatten(2)).view_as(tokens)
+
+
+def encode_tiny_vit(model, pixel_values):
+    """Image embeddings (N, D, H'', W'') of a TinyViT."""
+    encoder = model.image_encoder
+    features = encoder.patch_embed.seq[2](F.gelu(encoder.patch_embed.seq[0](pixel_values)))
+    for number, stage in enumerate(encoder.layers):
+        for block in stage.blocks:
+            features = (
+                window_block(block, features) if number else narrow_and_widen(block, features)
+            )
+        if number < 3:
+            merge = stage.downsample
+            features = merge.conv3(F.gelu(merge.conv2(F.gelu(merge.conv1(features)))))
+    return encoder.neck(features)
+
+
+def narrow_and_widen(block, features):
+    wide = F.gelu(block.conv2(F.gelu(block.conv1(features))))
+    return F.gelu(features + block.conv3(wide))
+
+
+def window_block(block, features):
+    tokens = features.permute(0, 2, 3, 1)
+    tokens = tokens + in_windows(block.attn, tokens, block.attn.window_size, mix_by_distance)
+    tokens = block.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    mlp = block.mlp
+    tokens = tokens + mlp.fc2(F.gelu(mlp.fc1(norm(mlp.norm, tokens))))
+    return tokens.permute(0, 3, 1, 2)
+
+
+def mix_by_distance(attention, tokens):
+    """Attention of all tokens (N, h, w, C) to all, the norm before it, a bias by (|dy|, |dx|)."""
+    side = attention.window_size
+    normalised = norm(attention.norm, tokens).flatten(1, 2)
+    query, key, value = attention.qkv(normalised).unflatten(2, (attention.heads, 3, -1)).unbind(3)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    places = [(y, x) for y in range(side) for x in range(side)]
+    for i, (y, x) in enumerate(places):
+        for j, (other_y, other_x) in enumerate(places):
+            offset = side * abs(y - other_y) + abs(x - other_x)
+            scores[:, :, i, j] += attention.attention_biases[:, offset]
+    mixed = scores.softmax(-1) @ value
     return attention.proj(mixed.transpose(1, 2).flatten(2)).view_as(tokens)
 
 

@@ -25,13 +25,33 @@ def square_config(**overrides) -> SegmentAnythingModelConfig:
     return small_config(**{"input_size": (88, 88), **overrides})
 
 
+def tiny_vit_config(**overrides) -> SegmentAnythingModelConfig:
+    """A TinyViT in which no two dimensions are equal, and whose windows need padding or none."""
+    fields = {
+        "input_size": (96, 64),
+        "embed_dim": 32,
+        "encoder_type": "tiny_vit",
+        "encoder_mlp_ratio": 3.0,
+        "encoder_norm_layer": "layer_norm",
+        "encoder_stage_widths": (12, 20, 24, 35),
+        "encoder_stage_depths": (2, 2, 1, 1),
+        "encoder_stage_heads": (2, 3, 5),
+        "encoder_stage_windows": (5, 4, 2),
+        "prompt_mask_hidden_dim": 20,
+        "decoder_nb_heads": 2,
+        "decoder_mlp_channels": 28,
+        "decoder_iou_hidden_dim": 36,
+    }
+    return SegmentAnythingModelConfig(**{**fields, **overrides})
+
+
 def random_model(config: SegmentAnythingModelConfig, seed: int = 0) -> SegmentAnythingModel:
     """A model in evaluation mode in which every parameter is random, positions and norms too."""
     torch.manual_seed(seed)
     model = SegmentAnythingModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "pos" in name:
+            if parameter.ndim == 1 or "pos" in name or "attention_biases" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model
 

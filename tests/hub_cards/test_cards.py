@@ -37,7 +37,10 @@ def repository(tmp_path_factory):
 def run_code(code, folder, tmp_path, names):
     """Runs code of a page, for which the repository lies in a folder instead."""
     Image.linear_gradient("L").resize((600, 400)).save(tmp_path / "photo.jpg")
-    exec(compile(re.sub(rf"{OWNER}/sam_vit_\w", str(folder), code), "card", "exec"), names)
+    exec(
+        compile(re.sub(rf"{OWNER}/(sam_vit_\w|mobile_sam)", str(folder), code), "card", "exec"),
+        names,
+    )
 
 
 def test_every_model_has_a_card_and_it_is_the_one_that_is_built():

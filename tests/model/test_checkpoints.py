@@ -10,11 +10,8 @@ from torch.testing import assert_close
 from transformers import AutoModel, SamConfig
 from transformers.activations import ACT2FN
 
-from segment_anything_transformers.model.checkpoints import (
-    adapt_weights,
-    config_fields_from_weights,
-    read_weights,
-)
+from segment_anything_transformers.model.checkpoint_files import read_weights
+from segment_anything_transformers.model.checkpoints import config_fields_from_weights
 from segment_anything_transformers.model.configuration_segment_anything import (
     ENCODER_NORM_EPS,
     SegmentAnythingModelConfig,
@@ -29,6 +26,7 @@ from segment_anything_transformers.model.image_processing_segment_anything impor
     SegmentAnythingImageProcessor,
 )
 from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.weight_arrays import adapt_weights
 from segment_anything_transformers.model.weight_names import to_huggingface
 from tests.fake_backend import small_config
 from tests.parity.peers import huggingface_model, meta_model
@@ -332,7 +330,9 @@ def test_missing_and_unexpected_weights_are_named(model, tmp_path):
 
 
 def test_an_empty_folder_says_what_it_lacks(tmp_path):
-    with pytest.raises(OSError, match=r"has no model\.safetensors.*sam_vit_t, sam_vit_b"):
+    with pytest.raises(
+        OSError, match=r"has no model\.safetensors.*sam_vit_t, mobile_sam, sam_vit_b"
+    ):
         SegmentAnythingModel.from_pretrained(tmp_path)
 
 

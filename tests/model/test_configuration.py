@@ -43,19 +43,26 @@ SPECIFICATION = {
     "std": (0.229, 0.224, 0.225),
     "first_conv": "image_encoder/patch_embed/proj",
 }
+ADDED = {
+    "encoder_type": "vit",
+    "encoder_stage_widths": (),
+    "encoder_stage_depths": (),
+    "encoder_stage_heads": (),
+    "encoder_stage_windows": (),
+}
+"""Fields that follow those of the specification."""
 
 
 def test_every_field_of_the_specification_has_its_default():
     config = SegmentAnythingModelConfig()
-    assert {name: getattr(config, name) for name in SPECIFICATION} == SPECIFICATION
-    assert list(SegmentAnythingModelConfig.__annotations__)[-len(SPECIFICATION) :] == list(
-        SPECIFICATION
-    )
+    fields = {**SPECIFICATION, **ADDED}
+    assert {name: getattr(config, name) for name in fields} == fields
+    assert list(SegmentAnythingModelConfig.__annotations__)[-len(fields) :] == list(fields)
 
 
 def test_docstring_describes_every_field():
     described = re.findall(r"^\s+(\w+): ", inspect.getdoc(SegmentAnythingModelConfig), re.M)
-    assert set(SPECIFICATION) <= set(described)
+    assert {*SPECIFICATION, *ADDED} <= set(described)
 
 
 @pytest.mark.parametrize("name", list_presets())
@@ -88,7 +95,7 @@ def test_presets_are_the_models_of_the_paper():
             config.encoder_nb_heads,
             config.encoder_global_attn_indices,
         )
-    assert list_presets() == ["sam_vit_t", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+    assert list_presets() == ["sam_vit_t", "mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
 
 
 def test_a_model_of_hugging_face_has_the_name_of_its_preset(tmp_path):
@@ -164,7 +171,7 @@ def test_wrong_types_are_refused(fields):
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'sam_vit_x'.*'sam_vit_t', 'sam_vit_b'"):
+    with pytest.raises(ValueError, match=r"'sam_vit_x'.*'sam_vit_t', 'mobile_sam', 'sam_vit_b'"):
         SegmentAnythingModelConfig.from_preset("sam_vit_x")
 
 
@@ -172,3 +179,44 @@ def test_every_activation_has_a_function():
     from segment_anything_transformers.model.layers import ACTIVATIONS
 
     assert tuple(ACTIVATIONS) == ENCODER_ACTIVATIONS
+
+
+# --------------------------------------------------------------------------------- TinyViT
+
+
+def test_tiny_vit_without_more_is_mobile_sams():
+    config = SegmentAnythingModelConfig(encoder_type="tiny_vit")
+    preset = SegmentAnythingModelConfig.from_preset("mobile_sam")
+    for field in (*ADDED, "first_conv", "encoder_patch_size", "input_size"):
+        assert getattr(config, field) == getattr(preset, field), field
+    assert preset.url == "https://huggingface.co/dhkim2810/MobileSAM"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_type": "resnet"}, r"Unknown encoder_type 'resnet'.*'vit', 'tiny_vit'"),
+        ({"encoder_stage_depths": (2, 2, 6, 2)}, "encoder_stage_depths is a field of encoder_type"),
+        ({"encoder_type": "tiny_vit", "encoder_embed_dim": 96}, "768 stands there.*got 96"),
+        ({"encoder_type": "tiny_vit", "encoder_patch_size": 8}, "16 stands there.*got 8"),
+        ({"encoder_type": "tiny_vit", "encoder_window_size": 7}, "14 stands there.*got 7"),
+        ({"encoder_type": "tiny_vit", "encoder_stage_depths": (2, 2)}, "must be 4 positive"),
+        ({"encoder_type": "tiny_vit", "encoder_stage_heads": (2, 5, 0)}, "must be 3 positive"),
+        ({"encoder_type": "tiny_vit", "encoder_stage_heads": (4, 5, 7)}, "multiple of its heads"),
+        (
+            {"encoder_type": "tiny_vit", "encoder_stage_widths": (63, 128, 160, 320)},
+            "must be even, got 63",
+        ),
+    ],
+)
+def test_fields_of_another_encoder_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        SegmentAnythingModelConfig(**fields)
+
+
+def test_a_ratio_that_was_divided_gives_the_width_it_came_from():
+    """Pruned models, such as SlimSAM, have perceptrons of any width."""
+    for width in (24, 168, 280):
+        for hidden in range(width, 5 * width):
+            config = SegmentAnythingModelConfig(encoder_mlp_ratio=hidden / width)
+            assert config.encoder_hidden(width) == hidden

@@ -32,7 +32,7 @@ def test_what_runs_off_a_processor_equals_the_plain_form(
     monkeypatch, implementation, is_called, most
 ):
     """There PyTorch's fused attention gets the relative positions, as channels where they fit."""
-    monkeypatch.setattr(image_encoder, "_is_in_pieces", lambda *_: False)
+    monkeypatch.setattr(image_encoder, "is_in_pieces", lambda *_: False)
     for module in (image_encoder, layers):
         monkeypatch.setattr(module, "biases_are_fused", lambda _: True)
     monkeypatch.setattr(image_encoder, "_FUSED_CHANNELS", most)

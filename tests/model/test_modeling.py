@@ -6,9 +6,9 @@ from torch.testing import assert_close
 from transformers import SamModel
 
 from segment_anything_transformers.model import layers
-from segment_anything_transformers.model.checkpoints import adapt_weights
 from segment_anything_transformers.model.configuration_segment_anything import ENCODER_ACTIVATIONS
 from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
+from segment_anything_transformers.model.weight_arrays import adapt_weights
 from tests.fake_backend import small_config
 from tests.rounding import assert_within_rounding
 from tests.tiny import IMAGES, SETS, random_images, random_model, random_prompts

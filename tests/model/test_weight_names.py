@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import SamModel
 
-from segment_anything_transformers.model.checkpoints import read_weights
+from segment_anything_transformers.model.checkpoint_files import read_weights
 from segment_anything_transformers.model.modeling_segment_anything import SegmentAnythingModel
 from segment_anything_transformers.model.weight_names import (
     from_huggingface,
@@ -139,7 +139,7 @@ def test_other_h5_files_are_refused(tmp_path):
 
 
 def test_without_h5py_the_error_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("segment_anything_transformers.model.checkpoints.h5py", None)
+    monkeypatch.setattr("segment_anything_transformers.model.checkpoint_files.h5py", None)
     with pytest.raises(ImportError, match=r"sam\.h5 is an HDF5 file.*pip install h5py"):
         read_weights([tmp_path / "sam.h5"])
 

@@ -1,39 +1,34 @@
 """Reads Segment Anything weights of any origin, as numpy knows them, for either framework.
 
-A checkpoint differs from a model of ours in three ways, each undone by a rule that stands once:
-its names (`weight_names.py`; ours are those of Meta's checkpoints), its configuration
-(`huggingface_sam.py`, or told by the shapes of the weights), and its sizes (`adapt_weights`).
+A checkpoint differs from a model of ours in four ways, each undone by a rule that stands once:
+what is around its weights (`checkpoint_files.py`), its names (`weight_names.py`; ours are those of
+Meta's checkpoints), its configuration (`huggingface_sam.py`, or told by the shapes of the weights),
+and its arrays (`weight_arrays.py`).
 """
 
+import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from .checkpoint_files import ENDINGS, read_weights
 from .configuration_segment_anything import (
+    PRESET_FILES,
     PRESETS,
     SegmentAnythingModelConfig,
     is_preset,
     preset_of,
     preset_repository,
 )
-from .mask_ops import bilinear_matrix
+from .weight_arrays import Weights, adapt_weights, check_values
 from .weight_names import to_our_names
-
-try:
-    import h5py
-except ImportError:
-    h5py = None
-
-Weights = dict[str, Any]
-"""Names to arrays, of numpy or of PyTorch."""
 
 WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 
@@ -72,27 +67,12 @@ def config_fields_from_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    width, channels, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
-    _, grid_h, grid_w, _ = shapes["image_encoder.pos_embed"]
-    blocks = _count(shapes, "image_encoder.blocks")
-    block = "image_encoder.blocks.{}.attn.rel_pos_h"
-    tables = [shapes[block.format(i)] for i in range(blocks)]
-    windows = {length for length, _ in tables if length != 2 * grid_h - 1}
+    is_tiny = "image_encoder.patch_embed.seq.0.weight" in shapes
+    encoder = _tiny_vit_from_shapes(shapes) if is_tiny else _vit_from_shapes(shapes)
     fields = {
-        "in_channels": channels,
-        "input_size": (grid_h * patch, grid_w * patch),
+        **encoder,
         "embed_dim": shapes["image_encoder.neck.0.weight"][0],
         "nb_multimask_outputs": shapes["mask_decoder.mask_tokens.weight"][0] - 1,
-        "encoder_patch_size": patch,
-        "encoder_embed_dim": width,
-        "encoder_nb_blocks": blocks,
-        "encoder_nb_heads": width // tables[0][1],
-        "encoder_mlp_ratio": shapes["image_encoder.blocks.0.mlp.lin1.weight"][0] / width,
-        "encoder_qkv_bias": "image_encoder.blocks.0.attn.qkv.bias" in shapes,
-        "encoder_global_attn_indices": tuple(
-            i for i, (length, _) in enumerate(tables) if length == 2 * grid_h - 1
-        ),
-        "encoder_window_size": (windows.pop() + 1) // 2 if windows else 0,
         "prompt_mask_hidden_dim": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
         "decoder_nb_blocks": _count(shapes, "mask_decoder.transformer.layers"),
         "decoder_mlp_channels": shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
@@ -103,75 +83,55 @@ def _fields_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     return {**PRESETS.get(name, {}), **fields, "name": name, "url": ""}
 
 
+def _vit_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    width, channels, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
+    _, grid_h, grid_w, _ = shapes["image_encoder.pos_embed"]
+    blocks = _count(shapes, "image_encoder.blocks")
+    block = "image_encoder.blocks.{}.attn.rel_pos_h"
+    tables = [shapes[block.format(i)] for i in range(blocks)]
+    windows = {length for length, _ in tables if length != 2 * grid_h - 1}
+    return {
+        "in_channels": channels,
+        "input_size": (grid_h * patch, grid_w * patch),
+        "encoder_patch_size": patch,
+        "encoder_embed_dim": width,
+        "encoder_nb_blocks": blocks,
+        "encoder_nb_heads": width // tables[0][1],
+        "encoder_mlp_ratio": shapes["image_encoder.blocks.0.mlp.lin1.weight"][0] / width,
+        "encoder_qkv_bias": "image_encoder.blocks.0.attn.qkv.bias" in shapes,
+        "encoder_global_attn_indices": tuple(
+            i for i, (length, _) in enumerate(tables) if length == 2 * grid_h - 1
+        ),
+        "encoder_window_size": (windows.pop() + 1) // 2 if windows else 0,
+    }
+
+
+def _tiny_vit_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The input size leaves no trace: there are no absolute positions."""
+    layers = "image_encoder.layers"
+    first, channels, *_ = shapes["image_encoder.patch_embed.seq.0.weight"]
+    stages = range(_count(shapes, layers))
+    attentions = [f"{layers}.{stage}.blocks.0.attn" for stage in stages[1:]]
+    biases = [shapes[f"{name}.attention_biases"] for name in attentions]
+    widths = [shapes[f"{name}.norm.weight"][0] for name in attentions]
+    hidden = shapes[f"{layers}.1.blocks.0.mlp.fc1.weight"][0]
+    return {
+        "encoder_type": "tiny_vit",
+        "encoder_norm_layer": PRESETS["mobile_sam"]["encoder_norm_layer"],
+        "first_conv": PRESETS["mobile_sam"]["first_conv"],
+        "in_channels": channels,
+        "encoder_mlp_ratio": hidden / widths[0],
+        "encoder_qkv_bias": f"{attentions[0]}.qkv.bias" in shapes,
+        "encoder_stage_widths": (2 * first, *widths),
+        "encoder_stage_depths": tuple(_count(shapes, f"{layers}.{n}.blocks") for n in stages),
+        "encoder_stage_heads": tuple(heads for heads, _ in biases),
+        "encoder_stage_windows": tuple(math.isqrt(offsets) for _, offsets in biases),
+    }
+
+
 def _count(names: Iterable[str], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({match[1] for match in map(pattern.match, names) if match})
-
-
-# ---------------------------------------------------------------------------------------- sizes
-
-
-def adapt_weights(weights: Weights, config: SegmentAnythingModelConfig) -> Weights:
-    """Weights under our names, fitted to another number of channels or another input size.
-
-    `first_conv` is folded to one channel by a sum over the old ones, and repeated to more (scaled;
-    with a multiple of the old number a grey image gives what it gave before). `pos_embed` and the
-    relative positions of global blocks are resampled linearly. What fits stays as it is, the very
-    same array.
-
-    Args:
-        weights: Names to arrays; left unchanged.
-        config: What the model will be.
-    """
-    adapted = dict(weights)
-    first_conv = config.first_conv.replace("/", ".") + ".weight"
-    if first_conv in weights:
-        adapted[first_conv] = _adapt_channels(weights[first_conv], config.in_channels)
-    grid_h, grid_w = config.grid_size()
-    if "image_encoder.pos_embed" in weights:
-        positions = weights["image_encoder.pos_embed"]
-        positions = _resample_axis(positions, 1, grid_h)
-        adapted["image_encoder.pos_embed"] = _resample_axis(positions, 2, grid_w)
-    for block in range(config.encoder_nb_blocks):
-        if config.encoder_window_size and block not in config.encoder_global_attn_indices:
-            continue
-        for axis, side in (("h", grid_h), ("w", grid_w)):
-            name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
-            if name in weights:
-                adapted[name] = _resample_axis(weights[name], 0, 2 * side - 1)
-    return adapted
-
-
-def _adapt_channels(kernel: Any, channels: int) -> Any:
-    """A convolution kernel (out, in, h, w) for another number of input channels."""
-    given = kernel.shape[1]
-    if given == channels:
-        return kernel
-    array = _to_numpy(kernel)
-    if channels == 1:
-        return _like(array.sum(1, keepdims=True), kernel)
-    repeated = array[:, [channel % given for channel in range(channels)]]
-    return _like(repeated * (given / channels), kernel)
-
-
-def _resample_axis(array: Any, axis: int, length: int) -> Any:
-    if array.shape[axis] == length:
-        return array
-    matrix = bilinear_matrix(array.shape[axis], length)
-    resampled = np.moveaxis(np.tensordot(matrix, _to_numpy(array), (1, axis)), 0, axis)
-    return _like(resampled, array)
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    """As float32 in numpy, which does not know bfloat16."""
-    return array.astype(np.float32) if isinstance(array, np.ndarray) else array.float().numpy()
-
-
-def _like(array: np.ndarray, model: Any) -> Any:
-    """As an array of the model's framework and type."""
-    if isinstance(model, np.ndarray):
-        return np.ascontiguousarray(array, dtype=model.dtype)
-    return model.new_tensor(np.ascontiguousarray(array))
 
 
 # ---------------------------------------------------------------------------------------- files
@@ -209,15 +169,13 @@ def load_checkpoint(
             "written owner/name."
         )
     hub = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
-    if os.path.isfile(location):
-        weights = to_our_names(read_weights([location], framework))
-    else:
-        weights = to_our_names(read_weights(_weight_files(location, hub), framework))
+    files = [location] if os.path.isfile(location) else _weight_files(location, hub)
+    weights = to_our_names(read_weights(files, framework))
     check_values(weights, source)
     # Not asked as isinstance of our class, which as remote code is loaded once for every file.
     if config is not None and not isinstance(config, (str, os.PathLike)):
         return config, adapt_weights(weights, config), options
-    if config is None and os.path.isfile(location):
+    if config is None and not is_preset(str(source)) and _lacks_config(location, hub):
         fields = config_fields_from_weights(weights)
         made, options = config_class.from_dict(fields, return_unused_kwargs=True, **options)
     else:
@@ -241,53 +199,6 @@ def _read_config(
         raise ValueError(f"The configuration of {origin} cannot be used: {error}") from error
 
 
-_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
-
-
-def check_values(weights: Weights, source: str) -> None:
-    """Refuses weights that can only give nonsense.
-
-    Args:
-        weights: Under our names; those that are none of the model's do not count.
-        source: What the user calls them.
-
-    Raises:
-        ValueError: Weights are integers, NaN or infinite, each named.
-    """
-    ours = {name: array for name, array in weights.items() if name.startswith(_PARTS)}
-    integers = [name for name, array in ours.items() if not _is_floating(array)]
-    if integers:
-        raise ValueError(
-            f"{len(integers)} weights of {source} are no floating-point numbers: "
-            f"{_few(integers)}. Quantised weights have to be turned back first."
-        )
-    damaged = [name for name, array in ours.items() if not _is_finite(array)]
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} weights of {source} are NaN or infinite: {_few(damaged)}. The file is "
-            "damaged, or its training diverged. Take an earlier checkpoint."
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _is_floating(array: Any) -> bool:
-    if isinstance(array, np.ndarray):
-        return "float" in array.dtype.name  # bfloat16 too, whose kind is not "f"
-    return bool(array.is_floating_point())
-
-
-def _is_finite(array: Any) -> bool:
-    """Whether all numbers are finite; their sum tells in most cases."""
-    if isinstance(array, np.ndarray):
-        total = array.sum(dtype=np.float32)
-        return bool(np.isfinite(total) or np.isfinite(array.astype(np.float32)).all())
-    total = array.sum(dtype=torch.float32)
-    return bool(torch.isfinite(total) or torch.isfinite(array.float()).all())
-
-
 def _locate(source: str) -> str:
     """Folder, file or repository that a name stands for."""
     if is_preset(source):
@@ -297,8 +208,25 @@ def _locate(source: str) -> str:
 
 def _is_path(location: str) -> bool:
     """Whether a name can only mean a file or folder: a repository has one slash and no suffix."""
-    is_file_name = Path(location).suffix in (".bin", ".h5", ".pt", ".pth", ".safetensors")
+    is_file_name = Path(location).suffix in ENDINGS
     return is_file_name or os.path.isabs(location) or location.count(os.sep) != 1
+
+
+def _lacks_config(location: str, hub: dict[str, Any]) -> bool:
+    """Whether the weights have to tell the configuration: a file, or nothing for Transformers."""
+    if os.path.isdir(location):
+        return not os.path.exists(os.path.join(_folder(location, hub), CONFIG_NAME))
+    return os.path.isfile(location) or _known_file(location) is not None
+
+
+def _folder(location: str, hub: dict[str, Any]) -> str:
+    return os.path.join(location, hub.get("subfolder") or "")
+
+
+def _known_file(repository: str) -> tuple[str, str] | None:
+    """Name and hash of the weights in the repository of a preset that has no configuration."""
+    names = [name for name in PRESET_FILES if preset_repository(name) == repository]
+    return PRESET_FILES[names[0]] if names else None
 
 
 def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
@@ -307,6 +235,9 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
         "_raise_exceptions_for_missing_entries": False,
         "_raise_exceptions_for_gated_repo": True,
     }
+    known = None if os.path.isdir(location) else _known_file(location)
+    if known is not None:
+        return [_verified(str(cached_file(location, known[0], **hub)), known[1])]
     for name in (SAFETENSORS, SAFETENSORS_INDEX, _PICKLE):
         path = cached_file(location, name, **hub, **optional)
         if path is None:
@@ -315,6 +246,40 @@ def _weight_files(location: str, hub: dict[str, Any]) -> list[str]:
             _check_index(path)
             return get_checkpoint_shard_files(location, path, **hub)[0]
         return [path]
+    return [_only_file(location, hub)]
+
+
+def _verified(path: str, sha256: str) -> str:
+    """The path of a file that is the one that this version knows.
+
+    Raises:
+        OSError: It is another one.
+    """
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise OSError(
+            f"{path} is not the file that this preset names: its SHA-256 is {found}, expected "
+            f"{sha256}. Download it again, or give its path if it is the one that you want."
+        )
+    return path
+
+
+def _only_file(location: str, hub: dict[str, Any]) -> str:
+    """The one file of weights in a folder, whatever its name.
+
+    Raises:
+        OSError: There is none, or there are several.
+    """
+    folder = Path(_folder(location, hub))
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in ENDINGS)
+    if len(found) == 1:
+        return str(folder / found[0])
+    if found:
+        raise OSError(
+            f"{location} has several files of weights, {', '.join(found[:5])}, and none is named "
+            f"{SAFETENSORS}. Give the path of one."
+        )
     raise OSError(
         f"{location} has no {SAFETENSORS}, {SAFETENSORS_INDEX} or {_PICKLE}. Give a folder that "
         "save_pretrained has written, a Hub repository, a .pth file, or one of the presets "
@@ -344,88 +309,3 @@ def _check_index(path: str) -> None:
                 f"{path} must name files beside it, got {file!r}. Nothing outside its folder is "
                 "read."
             )
-
-
-def read_weights(paths: Iterable[str | os.PathLike[str]], framework: str = "pt") -> Weights:
-    """Weights of some files, safetensors, PyTorch's or Keras' HDF5, whatever their names.
-
-    A PyTorch file is read without running anything that it might contain.
-
-    Args:
-        paths: The files, shards of one model.
-        framework: "pt" for PyTorch tensors, "np" for numpy arrays.
-
-    Raises:
-        OSError: A file cannot be read.
-        ValueError: A PyTorch file does not hold weights.
-        ImportError: A PyTorch or HDF5 file, but what reads it is not installed.
-    """
-    readers = {".safetensors": _read_safetensors, ".h5": _read_hdf5}
-    weights: Weights = {}
-    for path in paths:
-        weights.update(readers.get(Path(path).suffix, _read_pickle)(path, framework))
-    return weights
-
-
-def _read_hdf5(path: str | os.PathLike[str], framework: str) -> Weights:
-    """Every array of floating-point numbers in a file, by its path in there."""
-    if h5py is None:
-        raise ImportError(f"{path} is an HDF5 file. Reading it needs `pip install h5py`.")
-    weights: Weights = {}
-
-    def keep(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f":
-            array = np.asarray(item)
-            weights[name] = _pytorch().from_numpy(array) if framework == "pt" else array
-
-    try:
-        with h5py.File(path) as file:
-            file.visititems(keep)
-    except OSError as error:
-        raise OSError(f"{path} is not an HDF5 file, or is cut off: {error}.") from error
-    return weights
-
-
-def _read_safetensors(path: str | os.PathLike[str], framework: str) -> Weights:
-    try:
-        with safe_open(path, framework=framework) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise OSError(
-            f"{path} is not a safetensors file, or is cut off: {error}. Download it again."
-        ) from error
-
-
-def _pytorch() -> Any:
-    """PyTorch, None where it is not installed; imported when a file needs it, not by TensorFlow."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch
-
-
-def _read_pickle(path: str | os.PathLike[str], framework: str) -> Weights:
-    torch = _pytorch()
-    if torch is None:
-        raise ImportError(
-            f"{path} is a PyTorch file and PyTorch is not installed. Convert it where it is: "
-            "SegmentAnythingModel.from_pretrained(path).save_pretrained(folder)."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        raise OSError(
-            f"{path} cannot be read as PyTorch weights; nothing of it was run. "
-            f"It is damaged, or holds more than tensors ({type(error).__name__})."
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(
-        isinstance(w, torch.Tensor) for w in state.values()
-    ):
-        raise ValueError(f"{path} holds no dictionary of tensors, but {type(state).__name__}.")
-    weights = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return weights if framework == "pt" else {n: _to_numpy(w) for n, w in weights.items()}

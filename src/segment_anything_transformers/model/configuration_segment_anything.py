@@ -30,6 +30,12 @@ ENCODER_ACTIVATIONS: tuple[str, ...] = (
 )
 """Names that `encoder_act_layer` may take; each framework's model file maps them to functions."""
 
+ENCODER_TYPES: tuple[str, ...] = ("vit", "tiny_vit")
+"""Names that `encoder_type` may take: a vision transformer, and TinyViT (arXiv:2207.10666)."""
+
+TINY_VIT_STRIDES = (2, 2, 1)
+"""By how much each of TinyViT's stages but the last one narrows the grid for the next."""
+
 MASK_UPSCALING = 4
 """Side of the low-resolution masks over the side of the image embeddings: H' = 4 H''."""
 
@@ -65,6 +71,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_mlp_channels": 512,
         "decoder_iou_hidden_dim": 128,
     },
+    "mobile_sam": {
+        "url": _HUB + "dhkim2810/MobileSAM",
+        "encoder_type": "tiny_vit",
+        "encoder_norm_layer": "layer_norm",
+        "encoder_stage_widths": (64, 128, 160, 320),
+        "encoder_stage_depths": (2, 2, 6, 2),
+        "encoder_stage_heads": (4, 5, 10),
+        "encoder_stage_windows": (7, 14, 7),
+        "first_conv": "image_encoder/patch_embed/seq/0",
+    },
     "sam_vit_b": {"url": _HUB + "facebook/sam-vit-base"},
     "sam_vit_l": {
         "url": _HUB + "facebook/sam-vit-large",
@@ -86,6 +102,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 The weights of `sam_vit_t` lie inside the package; `url` names the Hub repository of the others.
 """
 
+PRESET_FILES: dict[str, tuple[str, str]] = {
+    "mobile_sam": (
+        "mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    )
+}
+"""Name and SHA-256 of the file of weights in a repository that is not made for Transformers."""
 
 GENERATOR_THRESHOLDS: dict[str, dict[str, Any]] = {
     "sam_vit_t": {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
@@ -125,21 +148,22 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         embed_dim: Width D that image and prompt embeddings share.
         nb_multimask_outputs: Number of masks K for one prompt when several are asked for.
         mask_threshold: Logits above it belong to the mask.
-        encoder_patch_size: Side of the square patches, in pixels.
-        encoder_embed_dim: Width of the encoder's tokens.
-        encoder_nb_blocks: Number of the encoder's attention blocks.
+        encoder_patch_size: Side of the square patches, in pixels; of "tiny_vit" the stride, 16.
+        encoder_embed_dim: Width of the tokens of "vit".
+        encoder_nb_blocks: Number of the attention blocks of "vit".
         encoder_nb_heads: Number of heads in each of them.
-        encoder_mlp_ratio: Hidden width of their perceptrons over `encoder_embed_dim`.
-        encoder_drop_rate: Dropout after the patch embedding, the projections and the perceptrons.
+        encoder_mlp_ratio: Hidden width of the encoder's perceptrons over the width of its tokens.
+        encoder_drop_rate: Dropout after the projections and the perceptrons, of "vit" after the
+            patch embedding as well.
         encoder_attn_drop_rate: Dropout on the attention weights.
         encoder_drop_path_rate: Stochastic depth at the last block; it grows linearly from 0 at the
             first.
         encoder_norm_layer: Layer norm of the encoder's blocks, a key of `ENCODER_NORM_EPS`.
         encoder_act_layer: Activation of the encoder's perceptrons, one of `ENCODER_ACTIVATIONS`.
         encoder_qkv_bias: Whether queries, keys and values have a bias.
-        encoder_global_attn_indices: Blocks that attend to the whole image; the others attend in
-            windows.
-        encoder_window_size: Side of the windows, in patches; 0 makes every block global.
+        encoder_global_attn_indices: Blocks of "vit" that attend to the whole image; the others
+            attend in windows.
+        encoder_window_size: Side of their windows, in patches; 0 makes every block global.
         prompt_mask_hidden_dim: Width of the network that embeds mask prompts.
         decoder_nb_blocks: Number of the decoder's two-way attention blocks.
         decoder_nb_heads: Number of heads in each of them.
@@ -151,6 +175,13 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         std: Standard deviation of each channel, likewise.
         first_conv: Name of the layer whose weights are folded or repeated when pretrained weights
             have another number of channels.
+        encoder_type: Kind of image encoder: "vit", a vision transformer, or "tiny_vit", stages of
+            convolutions and of attention.
+        encoder_stage_widths: Width of each of the four stages of "tiny_vit". This and the next
+            three are MobileSAM's where they are empty, and stay empty for "vit".
+        encoder_stage_depths: Number of blocks of each stage.
+        encoder_stage_heads: Number of heads of each stage but the first, which does not attend.
+        encoder_stage_windows: Side of the windows of each stage but the first, in tokens.
 
     Raises:
         TypeError: A value has a type that its field cannot take.
@@ -193,11 +224,18 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     first_conv: str = "image_encoder/patch_embed/proj"
+    encoder_type: str = "vit"
+    encoder_stage_widths: tuple[int, ...] = ()
+    encoder_stage_depths: tuple[int, ...] = ()
+    encoder_stage_heads: tuple[int, ...] = ()
+    encoder_stage_windows: tuple[int, ...] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Turns lists, as JSON has them, into tuples, and checks every field."""
-        for field in ("input_size", "encoder_global_attn_indices", "mean", "std"):
+        for field in ("input_size", "encoder_global_attn_indices", "mean", "std", *_STAGE_FIELDS):
             setattr(self, field, _as_tuple(field, getattr(self, field)))
+        if self.encoder_type == "tiny_vit":
+            _complete_tiny_vit(self)
         # A saved dictionary carries these two; kept as attributes they would make a loaded
         # configuration differ from the one that was saved.
         kwargs.pop("model_type", None)
@@ -266,6 +304,10 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         grid_h, grid_w = self.grid_size(input_size)
         return MASK_UPSCALING * grid_h, MASK_UPSCALING * grid_w
 
+    def encoder_hidden(self, width: int) -> int:
+        """Hidden width of the encoder's perceptrons for tokens of a width."""
+        return int(width * self.encoder_mlp_ratio + _ROUNDING)
+
     @property
     def channel_mean(self) -> tuple[float, ...]:
         """Mean of each of the C channels: `mean`, repeated in order as often as needed."""
@@ -277,7 +319,27 @@ class SegmentAnythingModelConfig(CarriesCode, PreTrainedConfig):
         return _cycled(self.std, self.in_channels)
 
 
-_TELLING_FIELDS = ("embed_dim", "encoder_embed_dim", "encoder_nb_blocks", "encoder_nb_heads")
+_ROUNDING = 1e-4
+"""A width over another one, times that other one, may come out a little too small."""
+
+_STAGE_FIELDS = {
+    "encoder_stage_widths": len(TINY_VIT_STRIDES) + 1,
+    "encoder_stage_depths": len(TINY_VIT_STRIDES) + 1,
+    "encoder_stage_heads": len(TINY_VIT_STRIDES),
+    "encoder_stage_windows": len(TINY_VIT_STRIDES),
+}
+"""Fields that only "tiny_vit" has, and how many numbers each one holds."""
+
+_VIT_FIELDS = (
+    "encoder_embed_dim",
+    "encoder_nb_blocks",
+    "encoder_nb_heads",
+    "encoder_global_attn_indices",
+    "encoder_window_size",
+)
+"""Fields that only "vit" has."""
+
+_TELLING_FIELDS = ("embed_dim", *_VIT_FIELDS[:3], *_STAGE_FIELDS)
 
 
 def preset_of(fields: Mapping[str, Any]) -> str:
@@ -288,7 +350,8 @@ def preset_of(fields: Mapping[str, Any]) -> str:
     """
 
     def telling(given: Mapping[str, Any]) -> list[Any]:
-        return [given.get(n, getattr(SegmentAnythingModelConfig, n)) for n in _TELLING_FIELDS]
+        values = (given.get(n, getattr(SegmentAnythingModelConfig, n)) for n in _TELLING_FIELDS)
+        return [list(value) if isinstance(value, tuple) else value for value in values]
 
     names = (name for name, preset in PRESETS.items() if telling(preset) == telling(fields))
     return next(names, "")
@@ -329,6 +392,16 @@ _NUMBER_FIELDS = ("mask_threshold", "encoder_mlp_ratio")
 _RATE_FIELDS = ("encoder_drop_rate", "encoder_attn_drop_rate", "encoder_drop_path_rate")
 
 
+def _complete_tiny_vit(config: SegmentAnythingModelConfig) -> None:
+    """What was left at a default that means nothing for TinyViT becomes as MobileSAM has it."""
+    preset = PRESETS["mobile_sam"]
+    for field in _STAGE_FIELDS:
+        if getattr(config, field) == ():
+            setattr(config, field, preset[field])
+    if config.first_conv == SegmentAnythingModelConfig.first_conv:
+        config.first_conv = preset["first_conv"]
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -365,8 +438,13 @@ def _check_fields(config: SegmentAnythingModelConfig) -> None:
             raise ValueError(f"{field} must lie in [0, 1), got {getattr(config, field)}.")
     _check_named(config, "encoder_norm_layer", ENCODER_NORM_EPS)
     _check_named(config, "encoder_act_layer", ENCODER_ACTIVATIONS)
+    _check_named(config, "encoder_type", ENCODER_TYPES)
     _check_sizes(config)
     _check_blocks(config)
+    if config.encoder_type == "tiny_vit":
+        _check_tiny_vit(config)
+    else:
+        _check_no_stages(config)
     _check_widths(config)
     _check_channels(config)
 
@@ -401,6 +479,39 @@ def _check_blocks(config: SegmentAnythingModelConfig) -> None:
         )
     if config.encoder_mlp_ratio <= 0:
         raise ValueError(f"encoder_mlp_ratio must be positive, got {config.encoder_mlp_ratio}.")
+
+
+def _check_no_stages(config: SegmentAnythingModelConfig) -> None:
+    for field in _STAGE_FIELDS:
+        if getattr(config, field):
+            raise ValueError(
+                f"{field} is a field of encoder_type 'tiny_vit', got {getattr(config, field)} with "
+                f"{config.encoder_type!r}. Leave it out, or set encoder_type."
+            )
+
+
+def _check_tiny_vit(config: SegmentAnythingModelConfig) -> None:
+    for field in (*_VIT_FIELDS, "encoder_patch_size"):
+        value, default = getattr(config, field), getattr(SegmentAnythingModelConfig, field)
+        if value != default:
+            raise ValueError(
+                f"{field} is a field of encoder_type 'vit', and {default} stands there with "
+                f"'tiny_vit', got {value}. What its stages have is in {_listing(_STAGE_FIELDS)}."
+            )
+    for field, count in _STAGE_FIELDS.items():
+        values = getattr(config, field)
+        if len(values) != count or not all(_is_integer(value) and value > 0 for value in values):
+            raise ValueError(f"{field} must be {count} positive integers, got {values}.")
+    first, *widths = config.encoder_stage_widths
+    if first % 2:
+        raise ValueError(f"The first of encoder_stage_widths must be even, got {first}.")
+    for width, heads in zip(widths, config.encoder_stage_heads, strict=True):
+        if width % heads:
+            raise ValueError(
+                f"Each of encoder_stage_widths but the first must be a multiple of its heads, got "
+                f"{config.encoder_stage_widths} and encoder_stage_heads "
+                f"{config.encoder_stage_heads}."
+            )
 
 
 def _check_widths(config: SegmentAnythingModelConfig) -> None:

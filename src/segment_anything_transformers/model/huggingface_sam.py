@@ -93,7 +93,15 @@ def config_to_huggingface(config: Any, norm_layers: Mapping[str, float]) -> dict
     Args:
         config: Our configuration.
         norm_layers: Names of the encoder's norm layers, with the epsilon that each one means.
+
+    Raises:
+        ValueError: The image encoder is one that its SamModel does not have.
     """
+    if config.encoder_type != "vit":
+        raise ValueError(
+            f"transformers' SamModel has no image encoder of the type {config.encoder_type!r}, "
+            "only 'vit'."
+        )
     parts: dict[str, dict[str, Any]] = {}
     for ours, part, theirs in (*HUGGINGFACE_FIELDS, *_COPIES):
         value = getattr(config, ours)
@@ -103,7 +111,7 @@ def config_to_huggingface(config: Any, norm_layers: Mapping[str, float]) -> dict
     activation = vision["hidden_act"]
     vision["hidden_act"] = HUGGINGFACE_ACTIVATIONS.get(activation, activation)
     vision["layer_norm_eps"] = norm_layers[config.encoder_norm_layer]
-    vision["mlp_dim"] = int(config.encoder_embed_dim * config.encoder_mlp_ratio)
+    vision["mlp_dim"] = config.encoder_hidden(config.encoder_embed_dim)
     vision["num_pos_feats"] = config.embed_dim // 2
     height, width = config.input_size
     vision["image_size"] = height if height == width else [height, width]

@@ -17,10 +17,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_segment_anything import ENCODER_NORM_EPS, SegmentAnythingModelConfig
 from .layers import (
     ACTIVATIONS,
-    LayerNorm2d,
     Perceptron,
     attend,
     biases_are_fused,
+    drop_path,
+    embedding_neck,
+    is_in_pieces,
     is_plain,
     is_traced,
     linear,
@@ -132,7 +134,7 @@ class EncoderAttention(nn.Module):
         bias_w = torch.einsum("bhwc,wkc->bhwk", queries, positions_w)
         if record is not None and record.keeps_attentions:
             return self._mix_recorded(query, key, value, (bias_h, bias_w), record)
-        if _is_in_pieces(self, query):
+        if is_in_pieces(self, query):
             return self._mix_products(queries, key, value, bias_h, bias_w)
         is_fused = self.config._attn_implementation != "eager" and biases_are_fused(query)
         if is_fused and query.shape[-1] + window_h + window_w <= _FUSED_CHANNELS:
@@ -230,14 +232,6 @@ class EncoderAttention(nn.Module):
         return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
-def _is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
-    """Whether pieces that fit the cache are worth it: on a processor, not while training.
-
-    A graph that is traced stays small, and drop rates act on whole images.
-    """
-    return features.device.type == "cpu" and not layer.training and not is_traced()
-
-
 class EncoderBlock(GradientCheckpointingLayer):
     """Attention and perceptron, each normalised before and added to its input."""
 
@@ -251,7 +245,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Perceptron(
             width,
-            int(width * config.encoder_mlp_ratio),
+            config.encoder_hidden(width),
             ACTIVATIONS[config.encoder_act_layer],
             config.encoder_drop_rate,
         )
@@ -264,7 +258,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         On a processor, strips of windows one after another, which do not see each other. What is
         made of a strip stays in the cache, where that of all tokens would not.
         """
-        if record is not None or not _is_in_pieces(self, tokens):
+        if record is not None or not is_in_pieces(self, tokens):
             return self._perceive(self._attend(tokens, record))
         if self.attn.window_size:
             strips = tokens.split(self.attn.window_size, dim=1)
@@ -275,18 +269,10 @@ class EncoderBlock(GradientCheckpointingLayer):
     def _attend(self, tokens: Tensor, record: Record | None = None) -> Tensor:
         normalised = self.norm1(tokens)
         mixed = self.attn(normalised) if record is None else self.attn(normalised, record)
-        return tokens + self._drop_path(mixed)
+        return tokens + drop_path(mixed, self.drop_path_rate, self.training)
 
     def _perceive(self, tokens: Tensor) -> Tensor:
-        return tokens + self._drop_path(self.mlp(self.norm2(tokens)))
-
-    def _drop_path(self, branch: Tensor) -> Tensor:
-        """Leaves the branch out for some images in training (arXiv:1603.09382)."""
-        if not self.training or self.drop_path_rate == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path_rate
-        kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) < keep
-        return branch * kept.to(branch.dtype) / keep
+        return tokens + drop_path(self.mlp(self.norm2(tokens)), self.drop_path_rate, self.training)
 
 
 class PatchEmbedding(nn.Module):
@@ -309,19 +295,14 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Builds the blocks that the configuration describes."""
         super().__init__()
-        width, depth = config.encoder_embed_dim, config.embed_dim
+        width = config.encoder_embed_dim
         self.patch_embed = PatchEmbedding(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, *config.grid_size(), width))
         self.drop = nn.Dropout(config.encoder_drop_rate)
         self.blocks = nn.ModuleList(
             EncoderBlock(config, index) for index in range(config.encoder_nb_blocks)
         )
-        self.neck = nn.Sequential(
-            nn.Conv2d(width, depth, kernel_size=1, bias=False),
-            LayerNorm2d(depth),
-            nn.Conv2d(depth, depth, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(depth),
-        )
+        self.neck = embedding_neck(width, config.embed_dim)
 
     def forward(self, pixel_values: Tensor, record: Record | None = None) -> Tensor:
         """Image embeddings (N, D, H'', W'') of normalised, padded images (N, C, H, W).
@@ -330,7 +311,7 @@ class ImageEncoder(nn.Module):
             pixel_values: The images.
             record: Keeps hidden states and attentions, if given.
         """
-        if record is None and _is_in_pieces(self, pixel_values):  # a batch would win nothing there
+        if record is None and is_in_pieces(self, pixel_values):  # a batch would win nothing there
             return torch.cat([self._encode(image) for image in pixel_values.split(1)])
         return self._encode(pixel_values, record)
 

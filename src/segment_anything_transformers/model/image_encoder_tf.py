@@ -21,8 +21,8 @@ from .layers_tf import (
     attend,
     build_chain,
     chain,
-    convolution,
     dense,
+    embedding_neck,
 )
 from .mask_ops import bilinear_matrix
 
@@ -158,7 +158,7 @@ class EncoderBlock(layers.Layer):
         self.norm2 = Norm(eps)
         self.mlp = Perceptron(
             self.width,
-            int(self.width * config.encoder_mlp_ratio),
+            config.encoder_hidden(self.width),
             ACTIVATIONS[config.encoder_act_layer],
             config.encoder_drop_rate,
         )
@@ -207,16 +207,11 @@ class ImageEncoder(layers.Layer):
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Builds the blocks that the configuration describes."""
         super().__init__()
-        self.config, depth = config, config.embed_dim
+        self.config = config
         self.patch_embed = PatchEmbedding(config)
         self.drop = layers.Dropout(config.encoder_drop_rate)
         self.blocks = [EncoderBlock(config, i) for i in range(config.encoder_nb_blocks)]
-        self.neck = [
-            convolution(depth, 1, bias=False),
-            Norm(),
-            convolution(depth, 3, bias=False),
-            Norm(),
-        ]
+        self.neck = embedding_neck(config.embed_dim)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""

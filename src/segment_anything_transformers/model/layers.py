@@ -29,6 +29,7 @@ _HOOKS_ON_ALL = (
     nn.modules.module._global_forward_pre_hooks,
 )
 _PLAIN_LAYERS = frozenset({nn.Linear, nn.Embedding})
+_PLAIN_CONVOLUTIONS = frozenset({nn.Conv2d})
 
 
 def is_plain(layer: nn.Module, types: frozenset[type] = _PLAIN_LAYERS) -> bool:
@@ -114,12 +115,42 @@ def device_of(weight: Tensor) -> torch.device | str:
     return "cpu" if weight.device.type == "meta" else weight.device
 
 
+def convolve(layer: nn.Module, image: Tensor) -> Tensor:
+    """What a convolution, or whatever stands in for it, makes of an image (N, C, H, W).
+
+    With a kernel of one pixel it is a product, which is faster on a processor.
+    """
+    is_product = getattr(layer, "kernel_size", None) == (1, 1) and _is_for_onednn(image)
+    if is_product and is_plain(layer, _PLAIN_CONVOLUTIONS):
+        weight: Tensor = layer.weight.flatten(1)  # type: ignore[operator]
+        product = affine(image.permute(0, 2, 3, 1), weight, layer.bias)  # type: ignore[arg-type]
+        return product.permute(0, 3, 1, 2)
+    return layer(image)
+
+
 def vectors(embedding: nn.Module, count: int = 1) -> Tensor:
     """The `count` learned vectors (count, D) of an embedding, or of whatever stands in for it."""
     weight: Tensor = embedding.weight  # type: ignore[assignment]
     if is_plain(embedding):
         return weight
     return embedding(torch.arange(count, device=device_of(weight)))
+
+
+def is_in_pieces(layer: nn.Module, features: Tensor) -> bool:
+    """Whether pieces that fit the cache are worth it: on a processor, not while training.
+
+    A graph that is traced stays small, and drop rates act on whole images.
+    """
+    return features.device.type == "cpu" and not layer.training and not is_traced()
+
+
+def drop_path(branch: Tensor, rate: float, is_training: bool) -> Tensor:
+    """Leaves the branch out for some images in training (arXiv:1603.09382)."""
+    if not is_training or rate == 0.0:
+        return branch
+    keep = 1.0 - rate
+    kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) < keep
+    return branch * kept.to(branch.dtype) / keep
 
 
 def slices(count: int, length: int) -> list[slice]:
@@ -144,6 +175,16 @@ class LayerNorm2d(nn.Module):
             channels_last, self.weight.shape, self.weight, self.bias, self.eps
         )
         return normalised.permute(0, 3, 1, 2)
+
+
+def embedding_neck(width: int, depth: int) -> nn.Sequential:
+    """The end of an image encoder, from its width to that of image embeddings (N, D, H'', W'')."""
+    return nn.Sequential(
+        nn.Conv2d(width, depth, kernel_size=1, bias=False),
+        LayerNorm2d(depth),
+        nn.Conv2d(depth, depth, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(depth),
+    )
 
 
 class Perceptron(nn.Module):

@@ -121,6 +121,16 @@ def centred(features: Any) -> Any:
     return features - ops.mean(features, axis=-1, keepdims=True)
 
 
+def embedding_neck(depth: int) -> list[layers.Layer]:
+    """The end of an image encoder, from its width to that of image embeddings (N, H'', W'', D)."""
+    return [
+        convolution(depth, 1, bias=False),
+        Norm(),
+        convolution(depth, 3, bias=False),
+        Norm(),
+    ]
+
+
 class Downscaling(layers.Conv2D):
     """Convolution whose patches do not overlap: a product of matrices."""
 

@@ -25,9 +25,18 @@ from .loss_segment_anything import segmentation_loss
 from .mask_decoder import MaskDecoder
 from .outputs import DecoderExtras, Record, SegmentAnythingOutput
 from .prompt_encoder import PositionEncoding, PromptEncoder
+from .tiny_vit_encoder import InvertedBottleneck, TinyViTEncoder, WindowAttention, WindowBlock
 from .two_way_transformer import TwoWayBlock
 
 _LOADING_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
+
+IMAGE_ENCODERS: dict[str, type[ImageEncoder] | type[TinyViTEncoder]] = {
+    "vit": ImageEncoder,
+    "tiny_vit": TinyViTEncoder,
+}
+"""Image encoders by the `encoder_type` of the configuration."""
+
+_WHOLE_BLOCKS = (EncoderBlock, InvertedBottleneck, WindowBlock, TwoWayBlock)
 
 
 class SegmentAnythingPreTrainedModel(PreTrainedModel):
@@ -39,7 +48,7 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = {EncoderBlock.__name__, TwoWayBlock.__name__}  # noqa: RUF012, as in the base
+    _no_split_modules = {block.__name__ for block in _WHOLE_BLOCKS}  # noqa: RUF012, as in the base
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"pe_layer"}  # noqa: RUF012
 
@@ -68,6 +77,8 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EncoderAttention):
             init.zeros_(module.rel_pos_h)
             init.zeros_(module.rel_pos_w)
+        elif isinstance(module, WindowAttention):
+            init.zeros_(module.attention_biases)
         elif isinstance(module, ImageEncoder):
             init.zeros_(module.pos_embed)
 
@@ -162,10 +173,12 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
 class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
     """Segment Anything: masks for points, boxes and masks in an image."""
 
+    image_encoder: Any  # one of IMAGE_ENCODERS
+
     def __init__(self, config: SegmentAnythingModelConfig) -> None:
         """Builds the model that the configuration describes, with random weights."""
         super().__init__(config)
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = IMAGE_ENCODERS[config.encoder_type](config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
         self.post_init()
@@ -245,10 +258,15 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
 
     def _encode(self, pixel_values: Tensor, record: Record | None) -> Tensor:
         self._check_pixels(pixel_values)
-        pixel_values = pixel_values.to(self.image_encoder.patch_embed.proj.weight.dtype)
+        dtype = next(self.image_encoder.neck.parameters()).dtype
         if record is None:
-            return self.image_encoder(pixel_values)
-        return self.image_encoder(pixel_values, record)
+            return self.image_encoder(pixel_values.to(dtype))
+        if not isinstance(self.image_encoder, ImageEncoder):
+            raise ValueError(
+                f'An image encoder of the type "{self.config.encoder_type}" keeps no hidden states '
+                "and attentions. Leave output_hidden_states and output_attentions out."
+            )
+        return self.image_encoder(pixel_values.to(dtype), record)
 
     def get_prompt_embeddings(
         self,

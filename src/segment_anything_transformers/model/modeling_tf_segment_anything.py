@@ -41,9 +41,17 @@ from .loss_tf_segment_anything import (
 )
 from .mask_decoder_tf import MaskDecoder
 from .prompt_encoder_tf import PromptEncoder
+from .tiny_vit_encoder_tf import TinyViTEncoder
+
+IMAGE_ENCODERS: dict[str, type[ImageEncoder] | type[TinyViTEncoder]] = {
+    "vit": ImageEncoder,
+    "tiny_vit": TinyViTEncoder,
+}
+"""Image encoders by the `encoder_type` of the configuration."""
 
 _DENSE_AXES = (1, 0)
 _CONVOLUTION_AXES = (2, 3, 1, 0)
+_DEPTHWISE_AXES = (2, 3, 0, 1)
 
 
 def _named_weights(
@@ -58,6 +66,9 @@ def _named_weights(
         yield f"{prefix}weight", layer.kernel, _DENSE_AXES if is_dense else _CONVOLUTION_AXES
         if layer.use_bias:
             yield f"{prefix}bias", layer.bias, None
+    elif isinstance(layer, layers.DepthwiseConv2D):
+        yield f"{prefix}weight", layer.kernel, _DEPTHWISE_AXES
+        yield f"{prefix}bias", layer.bias, None
     elif isinstance(layer, layers.LayerNormalization):
         yield f"{prefix}weight", layer.gamma, None
         yield f"{prefix}bias", layer.beta, None
@@ -220,7 +231,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         self.clicks = 0
         self.iou_tracker = keras.metrics.Mean("iou")
         self._is_fitting = False
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = IMAGE_ENCODERS[config.encoder_type](config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
         self.build()

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .weight_arrays import fold_batch_norms, has_batch_norms
+
 # ---------------------------------------------------------------------------------- Hugging Face
 
 HUGGINGFACE_NAMES: tuple[tuple[str, str], ...] = (
@@ -181,14 +183,20 @@ def to_our_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     readers: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
         "huggingface": from_huggingface,
         "tfimm": from_tfimm,
+        "mobile_sam": fold_batch_norms,
         "meta": dict,
     }
     return readers[naming_of(weights)](weights)
 
 
 def naming_of(weights: Iterable[str]) -> str:
-    """Whose names these are: "huggingface", "tfimm", or "meta", which ours are too."""
+    """Whose names these are: "huggingface", "tfimm", "mobile_sam", or "meta".
+
+    Ours are "meta", with MobileSAM's encoder too.
+    """
     names = list(weights)
     if any(name.startswith("vision_encoder.") for name in names):
         return "huggingface"
+    if has_batch_norms(names):
+        return "mobile_sam"
     return "tfimm" if any("/" in name for name in names) else "meta"
