@@ -151,7 +151,7 @@ def _image_to_tokens(
     value = by_head(attention.v_proj(tokens), attention.heads)
     offsets = queries.offsets(key, image)
     if exists is not None:
-        offsets = offsets + ops.expand_dims(hiding(exists, key.dtype), (2, 4))
+        offsets = offsets + ops.expand_dims(hiding(exists, offsets.dtype), (2, 4))
     scores = queries.scores(key, image) + offsets
     # Not ops.softmax: it would copy the scores to bring the tokens to the last axis and back.
     attended = ops.exp(scores - ops.max(scores, axis=3, keepdims=True))
@@ -415,6 +415,8 @@ class FastDecoder:
         image, positions = self.decoder.image_tokens(
             image_embeddings, image_positions, dense_embeddings
         )
+        # In half precision too: a processor is no slower at it, and every edge is decided here.
+        image, positions = (ops.cast(part, "float32") for part in (image, positions))
         return SharedImage.of(self.decoder, image, positions)
 
     def decode(self, shared: SharedImage, prompt_tokens: Any, exists: Any) -> FastPrompts:
