@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.scenes.compose import render_scene
-from examples.scenes.pools import Picture, Pools, build_pools
+from examples.scenes.pool_makers import build_pools
+from examples.scenes.pools import Picture, Pools
 from examples.scenes.sources import SPLITS
 
 __all__ = ["main", "render_scene", "render_shard"]
