@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.scenes.compose import render_scene
-from examples.scenes.make_pools import build_pools
+from examples.scenes.pool_makers import build_pools
 from examples.scenes.pools import Picture, Pools
 from examples.scenes.sources import SPLITS
 

@@ -1,4 +1,4 @@
-"""Makes the pools of a split from photographs, clip art and rendered bodies."""
+"""Makes the pools of a split from its sources, those that are not there yet."""
 
 from collections.abc import Callable
 from pathlib import Path
