@@ -220,3 +220,8 @@ def test_no_framework_and_no_transformers_are_needed():
     )
     source = Path(__file__).parents[2] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
+
+
+def test_scale_is_the_factor_before_rounding():
+    assert ImageResizer((100, 300), (64, 96)).scale == 0.32
+    assert ImageResizer((10, 20), (64, 96), pad_only=True).scale == 1.0

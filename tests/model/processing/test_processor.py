@@ -290,3 +290,25 @@ def test_presets_are_known_by_name():
 def test_input_names_cover_what_a_call_returns(processor, images):
     inputs = processor(images[0], input_points=[1, 2], input_boxes=[1, 2, 3, 4])
     assert set(inputs) <= set(processor.model_input_names)
+
+
+def test_options_may_be_nested(processor, images):
+    expected = processor(images, do_normalize=False, return_tensors="np")["pixel_values"]
+    for options in (
+        {"images_kwargs": {"do_normalize": False, "return_tensors": "np"}},
+        {"images_kwargs": {"do_normalize": False}, "return_tensors": "np", "text_kwargs": {}},
+    ):
+        np.testing.assert_array_equal(processor(images, **options)["pixel_values"], expected)
+    with pytest.raises(ValueError, match="passed two times"):
+        processor(images, images_kwargs={"do_normalize": False}, do_normalize=True)
+    with pytest.raises(TypeError, match="do_normalise"):
+        processor(images, do_normalise=False)
+
+
+def test_input_size_makes_a_processor_for_another_model():
+    processor = SegmentAnythingProcessor.from_pretrained("sam_vit_t", input_size=(512, 256))
+    config = SegmentAnythingModelConfig.from_preset("sam_vit_t", input_size=(512, 256))
+    expected = SegmentAnythingImageProcessor.from_config(config)
+    assert processor.image_processor.to_dict() == expected.to_dict()
+    with pytest.raises(ValueError, match="input_size must be two positive integers"):
+        SegmentAnythingProcessor.from_pretrained("sam_vit_t", input_size=(512, 0))
