@@ -370,7 +370,7 @@ USAGE_ERRORS = {
     "predict photo.png --negative 3,4": "predict needs to know which object",
     "predict nix.png --point 3,4": "nix.png: no such file",
     "predict words.jpg --point 3,4": "words.jpg: not an image that can be read",
-    "predict . --point 3,4": ".: not an image that can be read",
+    "predict bare --point 3,4": "bare: no image in this folder; --recursive looks into its",
     "predict empty.png --point 3,4": "empty.png: not an image that can be read",
     "predict photo.png --point 99,4": "--point: (99, 4) lies outside the image of 90 x 60",
     "predict photo.png --point 3,70": "--point: (3, 70) lies outside the image of 90 x 60",
@@ -411,6 +411,7 @@ def test_what_the_user_got_wrong_is_one_line_and_code_2(line, run, photo, image,
     (tmp_path / "words.jpg").write_text("no picture")
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "bare").mkdir()
     image.save("folder/photo.jpg")
     image.resize((20, 10)).save("small.png")
     code, out, err = run(line or "--quiet")

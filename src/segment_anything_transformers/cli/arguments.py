@@ -59,12 +59,25 @@ examples:
   segment-anything generate street.jpg --points-per-side 16 --pred-iou-thresh 0.7
   segment-anything generate street.jpg --crop-n-layers 1 --min-mask-region-area 100
   segment-anything generate street.jpg --crop-n-layers 1 --merge-crop-seams
+  segment-anything generate photos --recursive --format coco --format yolo
   segment-anything generate *.jpg --json-only --output annotations --skip-covered-points
 
 writes, for street.jpg:
   street_mask_00.png, ...   one mask each, white on black, the best first
   street_overlay.png        the image with all masks on it, the smaller ones on top
   street.json               scores, boxes, areas, masks as COCO run lengths, the model
+
+"""
+
+_FORMATS = """\
+--format writes, for images a.jpg, b.jpg, ...:
+  coco      coco.json, of the whole run: polygons, or run lengths with --exact
+  yolo      labels/a.txt, ... and data.yaml, for ultralytics
+  labelme   labelme/a.json, ...
+  geojson   geojson/a.geojson, ... in pixels, for QGIS and QuPath
+  map       masks/a.png, ... of 16 bits, with the number of a mask at each pixel
+  png       masks/a/000_LABEL.png, ... one a mask
+`evaluate` and `finetune` read all of them, with --images for the folder of the images.
 
 """
 
@@ -81,6 +94,10 @@ examples:
   segment-anything demo --serve
 
 """
+
+
+FORMATS = ("coco", "yolo", "labelme", "geojson", "map", "png")
+"""Those of `data.writers`, which need not be loaded for `--help`; a test compares them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,10 +156,10 @@ def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         description=_PREDICT,
-        epilog=_PREDICT_EXAMPLES + _EXIT_CODES,
+        epilog=_PREDICT_EXAMPLES + _FORMATS + _EXIT_CODES,
         help="outline one object",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    _add_images(parser)
     prompts = parser.add_argument_group("the object")
     _add_point(prompts, "--point", "a click on the object; repeat it for more")
     _add_point(prompts, "--negative", "a click beside the object, on what must stay out")
@@ -175,10 +192,10 @@ def _add_generate(commands: Any) -> None:
     parser = commands.add_parser(
         "generate",
         description=_GENERATE,
-        epilog=_GENERATE_EXAMPLES + _EXIT_CODES,
+        epilog=_GENERATE_EXAMPLES + _FORMATS + _EXIT_CODES,
         help="outline everything",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    _add_images(parser)
     options = parser.add_argument_group("the search")
     for option in GENERATOR_OPTIONS:
         flag = "--" + option.name.replace("_", "-")
@@ -222,6 +239,15 @@ def _add_demo(commands: Any) -> None:
     _add_common(parser)
 
 
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="picture files, folders of them, or patterns"
+    )
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="look into the folders of folders, too"
+    )
+
+
 def _add_point(group: Any, flag: str, meaning: str) -> None:
     group.add_argument(
         flag,
@@ -240,6 +266,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("the output")
     output.add_argument(
         "-o", "--output", default="segmented", metavar="FOLDER", help="default: %(default)s"
+    )
+    output.add_argument(
+        "--format",
+        action="append",
+        choices=FORMATS,
+        help="write this, too, for other tools; repeat it for more (see below)",
+    )
+    output.add_argument(
+        "--exact",
+        action="store_true",
+        help="--format with exact masks: COCO run lengths, labelme masks, outlines not simplified",
+    )
+    output.add_argument(
+        "--label", default="object", metavar="NAME", help="what --format calls each object"
     )
     output.add_argument("--json-only", action="store_true", help="write no pictures")
     output.add_argument(

@@ -1,7 +1,9 @@
 """Images in and results out, for the command `segment-anything`."""
 
+import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.files import write_atomically
+from ..data.files import IMAGE_ENDINGS, write_atomically
 from ..model.mask_ops import rle_to_mask
 from ..prediction.visualization import draw_masks, draw_prompts
 
@@ -32,6 +34,34 @@ def usage_errors() -> Iterator[None]:
         yield
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise UsageError(one_line(error)) from error
+
+
+def expand_images(named: Sequence[str], recursive: bool = False) -> list[str]:
+    """The files that are meant: folders stand for the images in them, patterns for what fits.
+
+    Args:
+        named: Files, folders, and patterns such as "photos/*.jpg" that no shell has expanded.
+        recursive: Whether folders stand for what lies below their folders, too.
+
+    Raises:
+        UsageError: There is no image in a folder, or nothing fits a pattern.
+    """
+    paths: list[str] = []
+    for name in named:
+        if Path(name).is_dir():
+            inside = Path(name).rglob("*") if recursive else Path(name).iterdir()
+            found = sorted(str(p) for p in inside if p.suffix.lower() in IMAGE_ENDINGS)
+            if not found:
+                more = "" if recursive else "; --recursive looks into its folders"
+                raise UsageError(f"{name}: no image in this folder{more}")
+        elif glob.has_magic(name) and not Path(name).exists():
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise UsageError(f"{name}: no such file")
+        else:
+            found = [name]
+        paths += [path for path in found if path not in paths]
+    return paths
 
 
 def check_names_differ(paths: Sequence[str]) -> None:
@@ -77,6 +107,8 @@ def write_results(
 ) -> list[Path]:
     """Files for one image: a PNG for each mask, an overlay and a JSON that describes them all.
 
+    Pictures of an earlier run on an image of this name that are not written now are removed.
+
     Args:
         folder: Where to write.
         image_path: Gives the files their names.
@@ -108,6 +140,10 @@ def write_results(
     contents[f"{stem}.json"] = _json(description, listed)
     for name, content in contents.items():
         write_atomically(folder / name, content)
+    pattern = re.compile(re.escape(stem) + r"_(mask_\d+|overlay)\.png")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name) and path.name not in contents:
+            path.unlink()
     return [folder / name for name in contents]
 
 

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from .evaluate import run_evaluate
 from .files import (
     UsageError,
     check_names_differ,
+    expand_images,
     make_folder,
     one_line,
     usage_errors,
@@ -152,6 +154,7 @@ def _one_object(
 
 def _generate(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
+    args.images = expand_images(args.images, args.recursive)
     show_points = len(args.images) == 1 and not args.quiet
 
     def segmenter(model: Any) -> Callable[[Image.Image], Records]:
@@ -177,7 +180,7 @@ def _demo(args: argparse.Namespace) -> int:
                 width, height = image_size(args.images[0])
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
         args.negatives, args.boxes, args.mask = [], [], None
-        args.multimask = args.zoom = False
+        args.multimask = args.zoom = args.recursive = False
         return _predict(args)
 
 
@@ -218,6 +221,7 @@ def _segment_images(
         about: What the JSON tells besides the model and the masks.
         n_drawn: See `write_results`.
     """
+    args.images = expand_images(args.images, args.recursive)
     check_names_differ(args.images)
     sound = [path for path in args.images if _passes(check, path)]
     if not sound:
@@ -226,26 +230,44 @@ def _segment_images(
     segment = _prepared(segmenter, args)
     about = {"model": args.model, **about}
     summary = _summary()
-    for path in tqdm(sound, unit="image", disable=args.quiet or len(sound) == 1):
-        started = time.perf_counter()
-        try:
-            with usage_errors():
-                image = read_picture(path)
-            records = segment(image)
-            write_results(folder, path, image, records, about, args.json_only, n_drawn)
-        except UsageError as error:
-            _complain(error)
-        # a full disk; an image that the model cannot take; weights that answer with NaN
-        except (OSError, ValueError, FloatingPointError) as error:
-            _complain(f"{path}: {one_line(error)}")
-        else:
-            summary.add_row(*_summary_row(path, records, time.perf_counter() - started))
+    with _writers(args, folder) as writers:
+        for path in tqdm(sound, unit="image", disable=args.quiet or len(sound) == 1):
+            started = time.perf_counter()
+            try:
+                with usage_errors():
+                    image = read_picture(path)
+                records = segment(image)
+                write_results(folder, path, image, records, about, args.json_only, n_drawn)
+                labelled = [{**record, "label": args.label} for record in records]
+                for writer in writers:
+                    writer.add(path, (image.height, image.width), labelled)
+            except UsageError as error:
+                _complain(error)
+            # a full disk; an image that the model cannot take; weights that answer with NaN
+            except (OSError, ValueError, FloatingPointError) as error:
+                _complain(f"{path}: {one_line(error)}")
+            else:
+                summary.add_row(*_summary_row(path, records, time.perf_counter() - started))
     if summary.row_count and not args.quiet:
         Console().print(summary)
         print(f"written to {folder}/")
     if summary.row_count == 0:
         return 2
     return 0 if summary.row_count == len(args.images) else 1
+
+
+@contextmanager
+def _writers(args: argparse.Namespace, folder: Path) -> Iterator[list[Any]]:
+    """What writes the formats that were asked for; their files of the run are there at the end."""
+    from ..data.writers import open_writer
+
+    with ExitStack() as stack:
+        with usage_errors():
+            made = [
+                stack.enter_context(open_writer(format, folder, exact=args.exact))
+                for format in dict.fromkeys(args.format or ())
+            ]
+        yield made
 
 
 def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
