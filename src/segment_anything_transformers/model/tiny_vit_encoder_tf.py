@@ -282,7 +282,7 @@ class Stage(layers.Layer):
         depths, width = config.encoder_stage_depths, config.encoder_stage_widths[stage]
         before, last = sum(depths[:stage]), max(1, sum(depths) - 1)
         rates = [config.encoder_drop_path_rate * (before + i) / last for i in range(depths[stage])]
-        self.blocks = [
+        self.blocks: list[layers.Layer] = [
             WindowBlock(config, stage, rate) if stage else InvertedBottleneck(config, width, rate)
             for rate in rates
         ]
