@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from segment_anything_transformers import (
     SAMAutomaticMaskGenerator,
@@ -394,6 +395,7 @@ USAGE_ERRORS = {
     "predict photo.png --point 3,4 --dtype int4": "argument --dtype: invalid choice: 'int4'",
     "generate photo.png --framework tf --dtype int8": "--dtype int8 is PyTorch's",
     "predict photo.png --point 3,4 --device tpu": "the device 'tpu' cannot be used here: ",
+    "predict photo.png --point 3,4 --device meta": "the device 'meta' cannot be used here: ",
     "predict photo.png --point 3,4 --device cpu:x": "the device 'cpu:x' cannot be used here: ",
     "predict photo.png --point 3,4 --colour red": "unrecognized arguments: --colour red",
     "predict photo.png --point 3,4 -o words.jpg": "--output words.jpg: File exists",
@@ -474,3 +476,58 @@ def test_help_loads_no_framework():
     )
     assert "outline one object" in done.stdout
     assert done.stderr == "set()\n"
+
+
+def damaged(folder, change):
+    """A saved model of which something was changed."""
+    random_model(small_config()).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights, folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop_half(weights, folder):
+    for name in sorted(weights)[::2]:
+        del weights[name]
+
+
+def spoil(weights, folder):
+    weights["mask_decoder.iou_token.weight"][0, 0] = float("nan")
+
+
+def write_text_as_depth(weights, folder):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "decoder_nb_blocks": "two"}))
+
+
+DAMAGES = {
+    drop_half: "weights are missing from my-sam",
+    spoil: "1 weights of my-sam are NaN or infinite: mask_decoder.iou_token.weight",
+    write_text_as_depth: "decoder_nb_blocks must be an integer, got 'two'",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused(run, photo, tmp_path, damage):
+    damaged(tmp_path / "my-sam", damage)
+    code, out, err = run("predict photo.png --point 3,4 --model my-sam")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cannot load the model my-sam: " in err
+    assert DAMAGES[damage] in err
+
+
+@pytest.mark.parametrize("line", ["predict photo.png --point 3,4", "generate photo.png"])
+def test_answers_that_are_no_numbers_are_not_written(run, photo, tmp_path, monkeypatch, line):
+    """As of a model whose numbers overflow in half precision."""
+    broken = random_model(small_config())
+    with torch.no_grad():
+        broken.mask_decoder.iou_token.weight.fill_(float("nan"))
+    monkeypatch.setattr("segment_anything_transformers.cli.main.load_model", lambda *_: broken)
+    code, _, err = run(line)
+    assert code == 2
+    assert "photo.png: The model's scores are NaN or infinite" in err
+    assert not list((tmp_path / "segmented").iterdir())
+
+
+def test_points_on_the_border_are_taken(run, photo):
+    assert run("predict photo.png --point 90,60 --box 0,0,91,60.5")[0] == 0

@@ -366,3 +366,32 @@ def test_the_folder_of_an_endpoint_holds_what_it_needs(handler, tmp_path):
     spec.loader.exec_module(module)
     sent = request(prompts=[{"points": [POINT]}])
     assert module.EndpointHandler(path=str(tmp_path))(sent) == handler(sent)
+
+
+def test_a_pil_image_that_is_cut_off_is_refused(handler):
+    cut = Image.open(BytesIO(file_of(picture())[:500]))
+    assert "damaged" in reason(handler({"inputs": cut}), 422, "invalid_image")
+
+
+def test_prompts_a_little_outside_are_answered(handler):
+    prompts = [{"points": [[WIDTH, HEIGHT]]}, {"boxes": [[-1, 0, WIDTH + 2, HEIGHT]]}]
+    assert len(masks_in(handler(request(prompts=prompts)))) == 2
+
+
+@pytest.mark.parametrize("prompts", [[{"points": [POINT]}], "everything"])
+def test_answers_that_are_no_numbers_are_an_error(tmp_path, prompts):
+    model = random_model(small_config())
+    model.save_pretrained(tmp_path)
+    broken = EndpointHandler(str(tmp_path))
+    broken.model.mask_decoder.iou_token.weight.data.fill_(float("nan"))
+    answer = broken(request(prompts=prompts))
+    assert "NaN or infinite" in reason(answer, 500, "model_failed")
+    json.dumps(answer, allow_nan=False)
+
+
+def test_weights_that_give_nonsense_are_refused_at_the_start(tmp_path):
+    model = random_model(small_config())
+    model.mask_decoder.iou_token.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="are NaN or infinite"):
+        EndpointHandler(str(tmp_path))

@@ -376,3 +376,123 @@ def test_a_preset_loads_from_the_hubs_cache(model, tmp_path):
         "sam_vit_b", config=model.config, cache_dir=tmp_path
     )
     assert_same_weights(loaded, model)
+
+
+# ---- weights and files that cannot be meant
+
+
+def rewritten(model, folder, change):
+    """The folder of a saved model whose weights were changed."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def without_half(weights):
+    for name in sorted(weights)[::2]:
+        del weights[name]
+
+
+def with_a_nan(weights):
+    weights["mask_decoder.iou_token.weight"][0, 3] = float("nan")
+
+
+def with_infinity(weights):
+    weights["image_encoder.pos_embed"][0, 0, 0, 0] = float("inf")
+
+
+def of_integers(weights):
+    name = "mask_decoder.iou_token.weight"
+    weights[name] = weights[name].to(torch.int8)
+
+
+DAMAGED = {
+    with_a_nan: r"1 weights of .* are NaN or infinite: mask_decoder\.iou_token\.weight",
+    with_infinity: r"are NaN or infinite: image_encoder\.pos_embed",
+    of_integers: r"no floating-point numbers: mask_decoder\.iou_token\.weight",
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED)
+def test_weights_that_give_nonsense_are_refused(model, tmp_path, change):
+    with pytest.raises(ValueError, match=DAMAGED[change]):
+        SegmentAnythingModel.from_pretrained(rewritten(model, tmp_path, change))
+
+
+def test_missing_weights_are_refused(model, tmp_path):
+    folder = rewritten(model, tmp_path, without_half)
+    with pytest.raises(ValueError, match=r"87 of 174 weights are missing from .* incomplete"):
+        SegmentAnythingModel.from_pretrained(folder)
+    SegmentAnythingModel.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+def test_what_a_derived_class_adds_may_be_missing(model, tmp_path):
+    class WithAHead(SegmentAnythingModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.mask_decoder.head = torch.nn.Linear(2, 3)
+            self.post_init()
+
+    model.save_pretrained(tmp_path)
+    loaded = WithAHead.from_pretrained(tmp_path)
+    assert_close(loaded.image_encoder.pos_embed, model.image_encoder.pos_embed)
+
+
+def test_large_weights_that_are_finite_are_taken(model, tmp_path):
+    def enlarge(weights):
+        weights["mask_decoder.iou_token.weight"][:] = 3e38
+
+    SegmentAnythingModel.from_pretrained(rewritten(model, tmp_path, enlarge))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "null", "[" * 100_000], ids=["list", "number", "null", "deep"]
+)
+def test_a_config_file_that_is_none(model, tmp_path, text):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"The configuration of .* cannot be used"):
+        SegmentAnythingModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["x", None, [], {}, [None, None]], ids=str)
+def test_a_config_file_with_wrong_types(model, tmp_path, value):
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    ours = [name for name in SegmentAnythingModelConfig.__annotations__ if name in fields]
+    assert len(ours) > 20
+    for name in ours:
+        is_text = name in ("name", "url", "first_conv")
+        if (value == "x" and is_text) or (value == [] and name.endswith("indices")):
+            continue  # no wrong types
+        (tmp_path / "config.json").write_text(json.dumps({**fields, name: value}))
+        with pytest.raises(ValueError, match=name):
+            SegmentAnythingModel.from_pretrained(tmp_path)
+
+
+INDICES = {
+    "{": "is not JSON",
+    "[]": '"weight_map"',
+    "{}": '"weight_map"',
+    '{"metadata": {}}': '"weight_map"',
+    '{"metadata": {}, "weight_map": {}}': '"weight_map"',
+    '{"metadata": {}, "weight_map": []}': '"weight_map"',
+    '{"metadata": {}, "weight_map": {"a": 3}}': "files beside it, got 3",
+    '{"metadata": {}, "weight_map": {"a": ""}}': "files beside it, got ''",
+    '{"metadata": {}, "weight_map": {"a": "../other/model.safetensors"}}': "Nothing outside",
+    '{"metadata": {}, "weight_map": {"a": "/etc/passwd"}}': "files beside it, got '/etc/passwd'",
+    '{"metadata": {}, "weight_map": {"a": "C:\\\\x.safetensors"}}': "Nothing outside its folder",
+    '{"metadata": {}, "weight_map": {"a": ".."}}': "Nothing outside its folder",
+}
+
+
+@pytest.mark.parametrize("text", INDICES)
+def test_an_index_that_names_no_files_of_its_folder(model, tmp_path, text):
+    model.save_pretrained(tmp_path / "mine")
+    model.save_pretrained(tmp_path / "other")
+    (tmp_path / "mine/model.safetensors").unlink()
+    (tmp_path / "mine/model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=INDICES[text]):
+        SegmentAnythingModel.from_pretrained(tmp_path / "mine")

@@ -44,7 +44,7 @@ MASK = np.zeros((6, 8))
 MASK[2:4, 3:7] = 1
 SOFT = np.clip(MASK + np.roll(MASK, 1, 1) / 2, 0, 1)
 MASKS_REFUSED = {
-    "0 and 1": (MASK, r"values from 0 to 1: this looks like a picture .* mask > 0\.5, 10"),
+    "0 and 1": (MASK, r"values from 0 to 1: this looks like a picture .*mask > 0\.5, 10"),
     "0 and 255": (255 * MASK, r"from 0 to 255: .* np.where\(mask > 127\.5, 10\.0, -10\.0\)"),
     "bytes": ((255 * MASK).astype(np.uint8), "from 0 to 255"),
     "resized": (SOFT, "from 0 to 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import keras
@@ -12,6 +13,8 @@ from keras import tree
 
 from ..model.configuration_segment_anything import PADDING
 from ..model.layers_tf import is_on_cpu
+
+_MAKING = Lock()
 
 _POSITIONS_AT_ONCE = {True: 1 << 15, False: 1 << 19}
 """Image tokens of all prompt sets that are decoded together, on a processor and elsewhere."""
@@ -31,6 +34,7 @@ class Graph:
 
     def __init__(self, model: Any, function: Callable, free_axes: tuple[int | None, ...]) -> None:
         """Traces nothing yet."""
+        self._tracing = Lock()
         self.free_axes = free_axes
         self.traces = 0
         self._function = function
@@ -57,9 +61,10 @@ class Graph:
                 tree.map_structure(lambda tensor, axis=axis: _spec(tensor, axis), argument)
                 for argument, axis in zip(arguments, self.free_axes, strict=True)
             ]
-            if (signature := repr(specs)) not in self._signatures:
-                self._function.get_concrete_function(*specs)  # type: ignore[attr-defined]
-                self._signatures.add(signature)
+            with self._tracing:  # two threads would trace the same graph
+                if (signature := repr(specs)) not in self._signatures:
+                    self._function.get_concrete_function(*specs)  # type: ignore[attr-defined]
+                    self._signatures.add(signature)
         return self._function(*arguments)
 
 
@@ -131,10 +136,11 @@ class ModelGraphs:
         graph keeps what it was traced with.
         """
         state = [model.mask_decoder.may_be_fast(), *map(id, model.variables)]
-        kept = getattr(model, "_graphs", None)
-        if kept is None or kept[0] != state:
-            kept = model._graphs = state, cls(model)
-        return kept[1]
+        with _MAKING:  # two threads would trace all graphs twice
+            kept = getattr(model, "_graphs", None)
+            if kept is None or kept[0] != state:
+                kept = model._graphs = state, cls(model)
+            return kept[1]
 
 
 def _as_it_is(image_embeddings: Any) -> Any:

@@ -312,3 +312,20 @@ def test_input_size_makes_a_processor_for_another_model():
     assert processor.image_processor.to_dict() == expected.to_dict()
     with pytest.raises(ValueError, match="input_size must be two positive integers"):
         SegmentAnythingProcessor.from_pretrained("sam_vit_t", input_size=(512, 0))
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_fields_of_the_model_change_the_processor_alike(tmp_path, is_saved):
+    source = "sam_vit_t"
+    if is_saved:
+        SegmentAnythingProcessor.from_pretrained(source).save_pretrained(tmp_path)
+        source = tmp_path
+    fields = {"input_size": (256, 128), "in_channels": 4}
+    processor = SegmentAnythingProcessor.from_pretrained(source, **fields)
+    config = SegmentAnythingModelConfig.from_preset("sam_vit_t", **fields)
+    expected = SegmentAnythingImageProcessor.from_config(config)
+    for name in ("size", "pad_size", "mask_size", "mask_pad_size", "image_mean", "image_std"):
+        assert getattr(processor.image_processor, name) == getattr(expected, name)
+    inputs = processor(np.zeros((60, 90, 4), np.uint8), input_points=[[[89, 59]]])
+    assert np.asarray(inputs["pixel_values"]).shape == (1, 4, 256, 128)
+    assert np.asarray(inputs["input_points"]).max() < 128
