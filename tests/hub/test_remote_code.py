@@ -196,6 +196,18 @@ def test_saving_changes_nothing_that_is_compared(model, tmp_path):
     assert loaded.to_dict() == processor.to_dict()
 
 
+PARTS = (
+    "fast_decoder",
+    "image_encoder",
+    "layers",
+    "mask_decoder",
+    "prompt_encoder",
+    "tiny_vit_encoder",
+    "two_way_transformer",
+)
+"""Parts of the model, each a file for each framework."""
+
+
 def test_the_code_needs_little_and_lies_flat(folder):
     """What Transformers checks before it loads a file: that its imports are installed."""
     everywhere = {"PIL", "huggingface_hub", "numpy", "safetensors", "transformers"}
@@ -204,11 +216,14 @@ def test_the_code_needs_little_and_lies_flat(folder):
     assert {name for name, found in beyond.items() if "torch" in found} == {
         "loss_segment_anything.py",
         "modeling_segment_anything.py",
+        "outputs.py",
+        *(f"{part}.py" for part in PARTS),
     }
     assert {name for name, found in beyond.items() if "keras" in found} == {
         "export_tf_segment_anything.py",
         "loss_tf_segment_anything.py",
         "modeling_tf_segment_anything.py",
+        *(f"{part}_tf.py" for part in PARTS),
     }
     assert set().union(*beyond.values()) == {"torch", "keras", "tensorflow"}
     for name in code_in(folder):
