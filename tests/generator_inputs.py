@@ -6,7 +6,7 @@ import numpy as np
 
 from segment_anything_transformers.model import mask_ops
 
-PHOTOGRAPH = Path(mask_ops.__file__).parent / "demo" / "coffee.jpg"
+PHOTOGRAPH = Path(mask_ops.__file__).parents[1] / "demo" / "coffee.jpg"
 LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.82, "stability_score_thresh": 0.7}
 
 

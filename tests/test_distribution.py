@@ -51,7 +51,7 @@ def test_the_installed_wheel_segments(wheel, tmp_path):
     pip("install", "--target", str(tmp_path / "site"), str(wheel))
     code = (
         f"import {PACKAGE} as ours\n"
-        f"from {PACKAGE}.cli import main\n"
+        f"from {PACKAGE}.cli.main import main\n"
         "assert ours.__file__.startswith(sys.argv[1]), ours.__file__\n"
         "sys.exit(main(['demo', '--output', 'out']))"
     )

@@ -108,7 +108,9 @@ def test_a_batch_with_maps_is_equal_except_for_the_axis_of_prompt_sets(ours, the
 @pytest.mark.parametrize("size_hw", [(60, 90), (97, 53), (1, 60), (1200, 1800)])
 def test_full_size_pixels_and_coordinates_are_equal(size_hw):
     """With the defaults: 1024 pixels."""
-    points, boxes = [[[10.5, 20.25], [3, 0]]], [[[1, 2, 30.5, 40], [0, 0, 7, 9]]]
+    height, width = size_hw
+    points = [[[10.5, min(20.25, height)], [3, 0]]]
+    boxes = np.minimum([[[1, 2, 30.5, 40], [0, 0, 7, 9]]], [width, height, width, height]).tolist()
     image = Image.fromarray(random_image(size_hw))
     ours = SegmentAnythingProcessor(SegmentAnythingImageProcessor())
     theirs = SamProcessor(SamImageProcessorPil())

@@ -220,7 +220,9 @@ def test_an_earlier_run_is_not_overwritten(model, folder, tmp_path):
 def test_faulty_samples_are_refused_or_skipped(model, tmp_path):
     folder = write_folder(tmp_path / "data")
     (folder / "images" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(AnnotationError, match=r"1 of 3 samples are faulty: 1\.png: the image"):
+    with pytest.raises(
+        AnnotationError, match=r"1 of 3 samples are faulty: 1\.png: .*images/1\.png: "
+    ):
         tune(model, folder, tmp_path / "tuned")
     result = tune(model, folder, tmp_path / "tuned", faults="skip")
     assert [message.split(":")[0] for message in result.faults] == ["1.png"]

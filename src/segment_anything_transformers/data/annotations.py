@@ -212,12 +212,13 @@ def load_samples(
         ValueError: There is nothing there, or it has another form.
     """
     path = Path(source)
+    no_pixels = f"{source}: annotations have no pixels of an ignore_value; leave it out."
+    if ignore_value is not None and path.suffix == ".json":
+        raise ValueError(no_pixels)
     annotated = annotated_samples(path, images, split)
     if annotated is not None:
         if ignore_value is not None:
-            raise ValueError(
-                f"{source}: annotations have no pixels of an ignore_value; leave it out."
-            )
+            raise ValueError(no_pixels)
         return annotated
     if any((path / part).is_dir() for part in ("images", "masks")):
         return folder_samples(path, ignore_value, images)
