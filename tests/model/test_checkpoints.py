@@ -411,7 +411,7 @@ def of_integers(weights):
 DAMAGED = {
     with_a_nan: r"1 weights of .* are NaN or infinite: mask_decoder\.iou_token\.weight",
     with_infinity: r"are NaN or infinite: image_encoder\.pos_embed",
-    of_integers: r"no floating-point numbers: mask_decoder\.iou_token\.weight",
+    of_integers: r"no plain Segment Anything model: it is quantised",
 }
 
 
@@ -465,7 +465,8 @@ def test_a_config_file_with_wrong_types(model, tmp_path, value):
     assert len(ours) > 20
     for name in ours:
         is_text = name in ("name", "url", "first_conv")
-        if (value == "x" and is_text) or (value == [] and name.endswith("indices")):
+        is_list = name.endswith("indices")
+        if (value == "x" and is_text) or (value == [] and is_list) or value == fields[name]:
             continue  # no wrong types
         (tmp_path / "config.json").write_text(json.dumps({**fields, name: value}))
         with pytest.raises(ValueError, match=name):

@@ -304,7 +304,8 @@ def _check_index(path: str) -> None:
         )
     for file in files.values():
         name = file if isinstance(file, str) else ""
-        if not name or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+        names = {PurePosixPath(name).name, PureWindowsPath(name).name}
+        if name in ("", ".", "..") or names != {name}:
             raise ValueError(
                 f"{path} must name files beside it, got {file!r}. Nothing outside its folder is "
                 "read."
