@@ -63,13 +63,14 @@ def mask_polygons(
         ]
         if not tolerances.any():
             return _with_rings(polygons, rings)
-        wrong = _crossing(rings)
-        if not wrong.any():
+        crossing = _crossing(rings)
+        if not crossing.any():
             simplified = _with_rings(polygons, rings)
             if _keep(simplified, mask, painted):
                 return simplified
-            wrong = tolerances > 0
-        tolerances[wrong] /= 2
+        is_simplified = tolerances > 0
+        wrong = crossing & is_simplified
+        tolerances[wrong if wrong.any() else is_simplified] /= 2
 
 
 def _with_rings(polygons: Sequence[Polygon], rings: Sequence[np.ndarray]) -> list[Polygon]:
