@@ -58,3 +58,33 @@ def run_python(code: str, packages: Path | None = None, **environment: str) -> A
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_in_forks(codes: list[str], first: str) -> list[Any]:
+    """What each code leaves in `result`, run by copies of one interpreter that ran `first`.
+
+    Whatever a copy imports stays its own, and `first` is paid for once.
+
+    Raises:
+        AssertionError: `first` failed, or a copy ended without a word.
+    """
+    return run_python(f"""
+{first}
+import json, os, traceback
+result = []
+for code in {codes!r}:
+    ours, theirs = os.pipe()
+    if os.fork() == 0:
+        names = {{}}
+        try:
+            exec(code, names)
+            said = {{"result": names.get("result")}}
+        except BaseException:
+            said = {{"error": traceback.format_exc()}}
+        os.write(theirs, json.dumps(said).encode())
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        result.append(json.loads(pipe.read() or '{{"error": "it ended without a word"}}'))
+    os.wait()
+""")

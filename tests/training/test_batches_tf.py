@@ -61,7 +61,7 @@ def test_objects_that_vanish_when_scaled_do_not_count(processor):
     assert sorted(found) == [-1, -1, 1, 1]
     assert (labels[0, found == -1] == -1).all()
     model = TFSegmentAnythingModel(small_config())
-    model.compile("sgd")
+    model.compile("sgd", run_eagerly=True)  # one batch is not worth a graph
     assert np.isfinite(model.train_on_batch(inputs, labels)).all()
 
 
@@ -69,7 +69,8 @@ def test_objects_that_vanish_when_scaled_do_not_count(processor):
 def test_fit_learns_from_a_folder(folder, processor):
     keras.utils.set_random_seed(0)
     model = TFSegmentAnythingModel(small_config())
-    model.compile(keras.optimizers.AdamW(2e-3))
+    # XLA takes longer than all steps; test_fit_tf.py fits with it.
+    model.compile(keras.optimizers.AdamW(2e-3), jit_compile=False)
     samples = folder_samples(folder)[:4]
     batches = ObjectBatches(samples, processor, objects_per_image=2)
     history = model.fit(batches, epochs=8, verbose=0).history
@@ -94,6 +95,7 @@ def test_fit_simulates_corrections(folder, processor, clicks):
     assert any(name.startswith("image_encoder") for name in changed)
     # masks of earlier rounds are prompts of the corrections alone
     assert any("mask_downscaling" in name for name in changed) == bool(clicks)
+    model.run_eagerly = True  # one batch is not worth another graph
     assert model.evaluate(batches, return_dict=True, verbose=0).keys() == {"loss", "iou"}
 
 
