@@ -51,7 +51,8 @@ def test_fit_on_rendered_scenes_teaches_and_pytorch_gives_the_same_masks(tmp_pat
     inputs = {name: features[name] for name in ("pixel_values", "input_boxes")}
     assert inputs["pixel_values"].shape == (SCENES, 3, SIDE, SIDE)
 
-    model.compile(keras.optimizers.AdamW(3e-4))
+    # XLA takes longer than all steps; tests/training/test_fit_tf.py fits with it.
+    model.compile(keras.optimizers.AdamW(3e-4), jit_compile=False)
     before = model.evaluate(inputs, masks, batch_size=8, return_dict=True, verbose=0)
     model.fit(inputs, masks, batch_size=8, epochs=6, verbose=0)
     after = model.evaluate(inputs, masks, batch_size=8, return_dict=True, verbose=0)

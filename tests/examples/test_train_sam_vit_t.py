@@ -9,17 +9,30 @@ import torch
 
 from examples import train_sam_vit_t
 from examples.ship_sam_vit_t import ship
-from segment_anything_transformers import SegmentAnythingModel
+from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
 from tests.few_scenes import write_grey_square, write_scenes
+from tests.tiny import random_model
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def initial(tmp_path):
+    """A model to start from, of the kind of `sam_vit_t` but with a ninth of its weights."""
+    base = SegmentAnythingModelConfig.from_preset("sam_vit_t")
+    fields = {"encoder_embed_dim": 64, "encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,)}
+    fields |= {"encoder_nb_heads": 2, "decoder_mlp_channels": 64}
+    random_model(SegmentAnythingModelConfig.from_dict(base.to_dict(), **fields)).save_pretrained(
+        tmp_path / "initial"
+    )
+    return tmp_path / "initial"
+
+
+@pytest.fixture
+def train(tmp_path, initial, monkeypatch):
     """Trains to a step, in a folder of its own; returns the checkpoint."""
     scenes = write_scenes(tmp_path)
 
     def run(name, steps, *options):
-        line = f"train --scenes {scenes} --output {tmp_path / name} --initial sam_vit_t --size 128 "
+        line = f"train --scenes {scenes} --output {tmp_path / name} --initial {initial} --size 128 "
         line += f"--batch-size 1 --objects 2 --workers 0 --save-every 2 --steps {steps} "
         line += "--warmup-steps 2 --corrections 0"
         monkeypatch.setattr(sys, "argv", [*line.split(), *options])
@@ -29,7 +42,7 @@ def train(tmp_path, monkeypatch):
     return run
 
 
-def test_a_run_that_was_cut_off_ends_where_the_other_does(train, tmp_path):
+def test_a_run_that_was_cut_off_ends_where_the_other_does(train, initial):
     at_once = train("at_once", 4)
     assert train("cut", 2)["step"] == 2
     resumed = train("cut", 4)
@@ -38,7 +51,7 @@ def test_a_run_that_was_cut_off_ends_where_the_other_does(train, tmp_path):
         assert resumed[part].keys() == at_once[part].keys()
         for name, weight in at_once[part].items():
             assert torch.equal(weight, resumed[part][name]), name
-    start = SegmentAnythingModel.from_pretrained("sam_vit_t").state_dict()
+    start = SegmentAnythingModel.from_pretrained(initial).state_dict()
     assert any(not at_once["parts"][f"model.{name}"].equal(w) for name, w in start.items())
 
 

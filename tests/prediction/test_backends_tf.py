@@ -44,9 +44,14 @@ def prompts_of(names, count, length=1, seed=0):
     return [made[name] if name in names else None for name in NAMES]
 
 
-@pytest.mark.parametrize(("group", "length"), [(100, 1), (2, 3)])
-@pytest.mark.parametrize("names", [NAMES[:2], NAMES[2:3], NAMES[3:], NAMES])
-@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize(
+    ("group", "length", "names", "multimask_output"),
+    [  # each is a graph of its own; with all kinds of prompts every combination
+        *((100, 1, names, True) for names in (NAMES[:2], NAMES[2:3], NAMES[3:])),
+        *((2, 3, names, False) for names in (NAMES[:2], NAMES[2:3], NAMES[3:])),
+        *((*size, NAMES, multiple) for size in ((100, 1), (2, 3)) for multiple in (True, False)),
+    ],
+)
 def test_decoding_equals_pytorch(
     backends, embeddings, monkeypatch, group, length, names, multimask_output
 ):

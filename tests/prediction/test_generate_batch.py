@@ -43,7 +43,7 @@ def test_several_images_equal_one_by_one(any_fake, images_per_batch, crop_n_laye
 
 def test_several_images_equal_one_by_one_with_the_model_in_the_package():
     generator = SAMAutomaticMaskGenerator(
-        SegmentAnythingModel.from_pretrained("sam_vit_t"),
+        SegmentAnythingModel.from_pretrained("sam_vit_t", input_size=(512, 512)),
         points_per_side=4,
         pred_iou_thresh=0,
         stability_score_thresh=0,

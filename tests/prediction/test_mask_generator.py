@@ -225,7 +225,7 @@ def test_grey_images_and_models_of_one_channel():
 def test_half_precision_gives_the_same_masks(dtype):
     model = SegmentAnythingModel.from_pretrained("sam_vit_t")
     image = Image.open(PHOTOGRAPH)
-    clicks = mask_ops.point_grid(6)[:, None] * image.size
+    clicks = mask_ops.point_grid(4)[:, None] * image.size
     results = []
     for precision in (None, dtype):
         predictor = SAMPredictor(model, dtype=precision)

@@ -587,6 +587,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, once the true masks have been checked as `compute_loss` says."""
         self._check_values(x, y)
+        self._make_variables()
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -597,6 +598,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, once the true masks have been checked as `compute_loss` says."""
         self._check_values(x, y)
+        self._make_variables()
         return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -614,6 +616,16 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         for labels in y:  # one by one, which takes little memory
             labels = ops.convert_to_numpy(labels)[None]
             check_values(labels if has_sets else labels[:, None], prompt_sets)
+
+    def _make_variables(self) -> None:
+        """Makes the variables of a step of training before it: else it is traced once more."""
+        if keras.backend.backend() != "tensorflow" or self.optimizer is None:
+            return
+        with self.distribute_strategy.scope():
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+            if self.clicks:
+                keras.random.uniform(())  # the generator's state
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
