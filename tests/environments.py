@@ -1,8 +1,13 @@
 """What tests run in: no network, one thread a process, and interpreters that lack a package."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import traceback
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from sysconfig import get_path
 from typing import Any
@@ -10,6 +15,9 @@ from typing import Any
 SOURCE = Path(__file__).parents[1] / "src"
 TORCH = ("torch", "torchgen", "functorch", "accelerate")
 TENSORFLOW = ("tensorflow", "tensorflow_cpu", "keras", "tensorboard", "jax", "jaxlib")
+PRELOADED = ("torch", "torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "PIL.Image")
+"""What takes long to import and reads none of the variables that tests set."""
+
 VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     # `make test` runs one process a core: with more threads they would mostly wait for each other.
@@ -60,31 +68,32 @@ def run_python(code: str, packages: Path | None = None, **environment: str) -> A
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_in_forks(codes: list[str], first: str) -> list[Any]:
-    """What each code leaves in `result`, run by copies of one interpreter that ran `first`.
+def run_preloaded(code: str, **environment: str) -> Any:
+    """As `run_python`, by a fork of an interpreter that has imported PyTorch but not Transformers.
 
-    Whatever a copy imports stays its own, and `first` is paid for once.
-
-    Raises:
-        AssertionError: `first` failed, or a copy ended without a word.
+    Whatever it imports stays its own, and most of the time of its start is paid for once.
     """
-    return run_python(f"""
-{first}
-import json, os, traceback
-result = []
-for code in {codes!r}:
-    ours, theirs = os.pipe()
-    if os.fork() == 0:
-        names = {{}}
-        try:
-            exec(code, names)
-            said = {{"result": names.get("result")}}
-        except BaseException:
-            said = {{"error": traceback.format_exc()}}
-        os.write(theirs, json.dumps(said).encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        result.append(json.loads(pipe.read() or '{{"error": "it ended without a word"}}'))
-    os.wait()
-""")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, code, environment))
+    process.start()
+    theirs.close()
+    try:
+        result, error = ours.recv()
+    except EOFError:
+        result, error = None, "it ended without a word"
+    process.join()
+    assert error is None, error
+    return result
+
+
+def _answer(pipe: Connection, code: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    warnings.simplefilter("error", RuntimeWarning)
+    names: dict[str, Any] = {}
+    try:
+        exec(code, names)
+        pipe.send((names.get("result"), None))
+    except BaseException:
+        pipe.send((None, traceback.format_exc()))

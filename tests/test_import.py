@@ -1,14 +1,12 @@
 """Each test runs an interpreter of its own: what one import brings in cannot be undone."""
 
 import ast
-import json
 from pathlib import Path
 
 import pytest
 
 import segment_anything_transformers
-from tests.environments import run_in_forks, run_python
-from tests.made_once import made_once
+from tests.environments import run_preloaded, run_python
 
 FRAMEWORKS = "{'torch', 'tensorflow', 'keras', 'jax'}"
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
@@ -39,60 +37,42 @@ def test_the_package_imports_no_framework():
     assert run_python(code) == [segment_anything_transformers.__version__, []]
 
 
-QUICK = (
-    "import segment_anything_transformers.model.modeling_segment_anything",
-    "import segment_anything_transformers; from transformers import pipeline",
-    "from transformers import AutoModel",  # Transformers first, ours after it
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import segment_anything_transformers.model.modeling_segment_anything",
+        "import segment_anything_transformers; from transformers import pipeline",
+        "from transformers import AutoModel",  # Transformers first, ours after it
+    ],
 )
-FURTHER = (
-    "from transformers import pipeline",
-    "from transformers import ProcessorMixin",
-    "from transformers import BaseImageProcessor",
-    "import transformers.modeling_layers",
-    "ours.SegmentAnythingImageProcessor",
-    "ours.SegmentAnythingProcessor",
-    "ours.SegmentAnythingMaskGenerationPipeline",
-    "ours.SAMAutomaticMaskGenerator",
-)
-CHECK_OTHER_MODELS = """
-import segment_anything_transformers
-from transformers import AutoConfig, AutoModelForMaskGeneration, SamConfig, SamModel
-assert type(AutoConfig.for_model('sam')) is SamConfig
-assert AutoModelForMaskGeneration._model_mapping[SamConfig] is SamModel
-"""
-
-
-@pytest.fixture
-def said_of(tmp_path_factory):
-    """What interpreters said that each ran one of some codes; PyTorch is imported once for all."""
-
-    def run(name, codes):
-        def make(folder):
-            folder.mkdir()
-            said = run_in_forks(list(codes.values()), "import torch")
-            (folder / "said.json").write_text(json.dumps(dict(zip(codes, said, strict=True))))
-
-        return json.loads((made_once(tmp_path_factory, name, make) / "said.json").read_text())
-
-    return run
-
-
-@pytest.mark.parametrize("first", QUICK)
-def test_auto_classes_know_the_model_whatever_comes_first(first, said_of):
-    codes = {first: first + CHECK_AUTO_CLASSES for first in QUICK}
-    assert said_of("imports", codes)[first] == {"result": None}
+def test_auto_classes_know_the_model_whatever_comes_first(first):
+    run_preloaded(first + CHECK_AUTO_CLASSES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", FURTHER)
-def test_auto_classes_know_the_model_in_any_order_of_imports(first, said_of):
-    ours = "import segment_anything_transformers as ours"
-    codes = {first: f"{ours}\n{first}\n{CHECK_AUTO_CLASSES}" for first in FURTHER}
-    assert said_of("further_imports", codes)[first] == {"result": None}
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import pipeline",
+        "from transformers import ProcessorMixin",
+        "from transformers import BaseImageProcessor",
+        "import transformers.modeling_layers",
+        "ours.SegmentAnythingImageProcessor",
+        "ours.SegmentAnythingProcessor",
+        "ours.SegmentAnythingMaskGenerationPipeline",
+        "ours.SAMAutomaticMaskGenerator",
+    ],
+)
+def test_auto_classes_know_the_model_in_any_order_of_imports(first):
+    run_preloaded(f"import segment_anything_transformers as ours\n{first}\n{CHECK_AUTO_CLASSES}")
 
 
 def test_other_models_get_what_they_got_before():
-    run_python(CHECK_OTHER_MODELS)
+    code = "import segment_anything_transformers\nfrom transformers import *\n"
+    code += "assert type(AutoConfig.for_model('sam')) is SamConfig\n"
+    code += "assert AutoModelForMaskGeneration._model_mapping[SamConfig] is SamModel"
+    names = "AutoConfig, AutoModelForMaskGeneration, SamConfig, SamModel"
+    run_preloaded(code.replace("*", names))
 
 
 def test_everything_but_the_model_works_without_pytorch():

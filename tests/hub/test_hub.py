@@ -10,7 +10,7 @@ from safetensors.torch import load
 
 from segment_anything_transformers import evaluate
 from segment_anything_transformers.data.samples import Sample
-from tests.environments import TENSORFLOW, TORCH, link_packages, run_python
+from tests.environments import TENSORFLOW, TORCH, link_packages, run_preloaded, run_python
 from tests.fake_backend import small_config
 from tests.hub.server import TOKEN, Hub, Repository
 from tests.sample_folders import instance_ids, rectangles
@@ -78,20 +78,17 @@ def client(hub, tmp_path):
     """Runs code in a process whose Hub is the local one."""
 
     def run(code, packages=None, **environment):
-        search = {"PYTHONPATH": str(packages)} if packages else {}
-        return run_python(
-            code if packages else CLIENT + code,
-            packages,
-            **{
-                "HF_ENDPOINT": hub.url,
-                "HF_HOME": str(tmp_path / "huggingface"),
-                "HF_TOKEN": TOKEN,
-                "HF_HUB_OFFLINE": "0",
-                "HF_HUB_DISABLE_XET": "1",  # its server is not part of the Hub's API
-                **search,
-                **environment,
-            },
-        )
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "huggingface"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",  # its server is not part of the Hub's API
+            **environment,
+        }
+        if packages is None:
+            return run_preloaded(CLIENT + code, **environment)
+        return run_python(code, packages, PYTHONPATH=str(packages), **environment)
 
     return run
 
