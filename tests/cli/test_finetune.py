@@ -26,6 +26,7 @@ def assert_same_weights(*folders):
         assert torch.equal(ours[name], tensor), name
 
 
+@pytest.mark.slow
 def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_path):
     code, out, err = run_on_data(
         "finetune data --eval-data data --steps 2 --clicks 1 --output tuned"
@@ -45,6 +46,7 @@ def test_finetune_saves_a_model_that_the_other_commands_take(run_on_data, tmp_pa
     assert (tmp_path / "tuned" / "checkpoints" / "checkpoint-3").is_dir()
 
 
+@pytest.mark.slow
 def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
     write_coco(tmp_path / "coco.json")
     data = "coco.json --images data/images --eval-data coco.json --eval-images data/images"

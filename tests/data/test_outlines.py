@@ -133,6 +133,7 @@ def test_outlines_have_corners_alone():
     ]
 
 
+@pytest.mark.slow
 def test_simplified_polygons_stay_what_they_are_to_every_reader():
     n_exact = n_simplified = 0
     for mask in blobs(2, 60):

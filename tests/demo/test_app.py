@@ -62,6 +62,7 @@ def test_small_pictures_are_enlarged_and_large_ones_are_not(model):
     assert visit.enlarged_picture().size == (1000, 40)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named_in_one_line(model, tmp_path):
     model.save_pretrained(tmp_path)
     code = "import sys; from segment_anything_transformers.cli.main import main; sys.exit(main())"

@@ -23,6 +23,7 @@ from tests.docs.test_readme import DEMO_IMAGE
 from tests.made_once import built_site, exported_vit_t
 from tests.markdown import code_blocks
 from tests.parity.peers import huggingface_model
+from tests.tiny import random_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -90,6 +91,16 @@ def export_once(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(segment_anything_transformers, "export_onnx", export)
 
 
+@pytest.fixture
+def shallow_folder(tmp_path):
+    """`sam_vit_t` with a block of each kind: writing more of them shows nothing else."""
+    base = SegmentAnythingModelConfig.from_preset("sam_vit_t")
+    fields = {"encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,)}
+    model = random_model(SegmentAnythingModelConfig.from_dict(base.to_dict(), **fields))
+    model.save_pretrained(tmp_path / "shallow")
+    return tmp_path / "shallow"
+
+
 @pytest.mark.tf
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, request):
@@ -98,6 +109,8 @@ def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, requ
         request.getfixturevalue("metas_file")
     if "export_onnx(model," in text:
         request.getfixturevalue("export_once")
+        loads = 'TFSegmentAnythingModel.from_pretrained("{}")'.format
+        text = text.replace(loads("sam_vit_t"), loads(request.getfixturevalue("shallow_folder")))
     if 'from_pretrained("facebook/sam-vit-base")' in text:
         folder = request.getfixturevalue("huggingfaces_folder")
         text = text.replace("facebook/sam-vit-base", str(folder))

@@ -332,6 +332,7 @@ def test_what_cannot_be_measured_is_refused(model, samples):
             evaluate(model, samples, clicks=clicks)
 
 
+@pytest.mark.slow
 @pytest.mark.tf
 def test_both_frameworks_measure_the_same(model, samples, evaluation, tmp_path):
     from segment_anything_transformers import TFSegmentAnythingModel

@@ -11,6 +11,7 @@ from tests.sample_folders import write_folder
 from tests.tiny import random_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["decoder", "lora", "all"])
 def test_the_example_saves_what_it_learnt(tmp_path, capsys, mode):
     model = random_model(small_config())

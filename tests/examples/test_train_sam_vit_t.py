@@ -42,6 +42,7 @@ def train(tmp_path, initial, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_where_the_other_does(train, initial):
     at_once = train("at_once", 4)
     assert train("cut", 2)["step"] == 2

@@ -142,6 +142,7 @@ def test_call_is_the_specifications(models, pixels, prompts):
     np.testing.assert_allclose(models[1](absent)[2], single_logits, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [4, 6, 8, 16])
 @torch.no_grad()
 def test_another_input_size_equals(patch):
@@ -198,6 +199,7 @@ def with_unknown_numbers(inputs):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
     ("make", "sizes"),

@@ -185,6 +185,7 @@ def test_no_torchvision_is_needed(model, image_processor, images, monkeypatch):
     assert len(make_pipeline(model, image_processor)(images[0], **SMALL)["masks"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("crops", [{}, {"crops_n_layers": 1}])
 def test_batch_size_with_several_images(model, image_processor, images, batch_size, crops):
@@ -197,6 +198,7 @@ def test_batch_size_with_several_images(model, image_processor, images, batch_si
         assert_equal_outputs(output, stock(image, **SMALL, **crops))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline_class", CLASSES)
 @pytest.mark.parametrize("layers", [1, 2])
 def test_crops_with_fewer_points_than_the_image(

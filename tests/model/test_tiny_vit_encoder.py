@@ -105,6 +105,7 @@ def test_half_precision_is_close(model, pixels):
     assert (mixed.float() - expected).abs().max() < 0.03 * expected.abs().max()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_encoder_gives_the_same(model, pixels):
     compiled = torch.compile(model.image_encoder, backend="eager", fullgraph=True)

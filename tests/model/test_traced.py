@@ -47,6 +47,7 @@ def inputs_of(config, names, images, sets, items):
     return (random_images(config, images), *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MIXTURES, ids="+".join)
 @pytest.mark.parametrize("traced_with", TRACED_WITH)
 def test_a_traced_model_takes_any_numbers(names, traced_with):

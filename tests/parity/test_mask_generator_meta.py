@@ -152,6 +152,7 @@ def test_each_parameter(meta_generator, parameters):
     compare(*both(meta_generator, (120, 170), **{**LENIENT, **parameters}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_hw", [(180, 240), (301, 170)])
 @pytest.mark.parametrize(
     "parameters",
@@ -168,6 +169,7 @@ def test_crops(meta_generator, size_hw, parameters):
     assert len({tuple(record["crop_box"]) for record in records}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
 @pytest.mark.parametrize("min_mask_region_area", [30, 300])
 def test_small_regions(meta_generator, crop_n_layers, min_mask_region_area):

@@ -91,6 +91,7 @@ def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it(
         assert good.mask_logits.dtype == good.iou_scores.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_no_number_of_images_or_prompt_sets_is_traced_again():
     config = small_config()
     backend = backend_for(TFSegmentAnythingModel(config))
@@ -110,6 +111,7 @@ def test_no_number_of_images_or_prompt_sets_is_traced_again():
     assert graphs.decode[True].traces == 2
 
 
+@pytest.mark.slow
 def test_more_points_seldom_need_a_trace():
     backend = backend_for(TFSegmentAnythingModel(small_config()))
     made = backend.encode_images(np.zeros((1, 3, *backend.config.input_size), np.float32))

@@ -41,6 +41,7 @@ def test_several_images_equal_one_by_one(any_fake, images_per_batch, crop_n_laye
     assert not generator.predictor.is_image_set
 
 
+@pytest.mark.slow
 def test_several_images_equal_one_by_one_with_the_model_in_the_package():
     generator = SAMAutomaticMaskGenerator(
         SegmentAnythingModel.from_pretrained("sam_vit_t", input_size=(512, 512)),

@@ -65,6 +65,7 @@ def test_the_predictor_runs_a_copy():
     assert 0 < np.abs(logits[1] - logits[0]).max() < 0.1 * np.abs(logits[0]).max()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_encoder_is_one_graph_with_the_same_embeddings():
     model = random_model(small_config())

@@ -221,6 +221,7 @@ def test_grey_images_and_models_of_one_channel():
 # ---- faster, with a loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_gives_the_same_masks(dtype):
     model = SegmentAnythingModel.from_pretrained("sam_vit_t")

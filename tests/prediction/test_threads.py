@@ -37,6 +37,7 @@ def in_threads(work):
         return [*threads.map(start, range(THREADS))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"crop_n_layers": 1}, {"skip_covered_points": True}])
 def test_a_generator_is_shared_by_threads(model, options):
     generator = SAMAutomaticMaskGenerator(model, points_per_side=3, **ALL_MASKS, **options)

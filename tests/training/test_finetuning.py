@@ -84,6 +84,7 @@ def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_frozen_stays_bit_equal(model, folder, tmp_path, mode):
     before = weights(model)
@@ -107,6 +108,7 @@ def test_what_is_frozen_stays_bit_equal(model, folder, tmp_path, mode):
     assert "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix" not in changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_result_is_a_model_like_any_other(model, folder, tmp_path, mode):
     result = tune(model, folder, tmp_path / "tuned", mode=mode, eval_data=folder)
@@ -161,6 +163,7 @@ def test_what_pads_batches_is_not_measured(model, folder, tmp_path):
         assert log[0][f"eval_iou_{name}"] == pytest.approx(ious.mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_that_was_cut_off_ends_where_the_other_does(
     model, folder, tmp_path, mode, monkeypatch
