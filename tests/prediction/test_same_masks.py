@@ -43,10 +43,10 @@ def clicks(image):
     return mask_ops.point_grid(POINTS_PER_SIDE) * image.shape[1::-1]
 
 
-def found(model, image, pred_iou_thresh, points_per_side=POINTS_PER_SIDE, **options):
+def found(model, image, pred_iou_thresh, **options):
     """Masks (n, H0, W0) and scores (n,) of our generator, the best first."""
     generator = SAMAutomaticMaskGenerator(
-        model, points_per_side, pred_iou_thresh=pred_iou_thresh, **options
+        model, POINTS_PER_SIDE, pred_iou_thresh=pred_iou_thresh, **options
     )
     records = generator.generate(image)
     masks = np.stack([record["segmentation"] for record in records])
@@ -78,7 +78,7 @@ def test_masks_of_photographs_are_those_of_the_plain_form(model, photograph, pre
 @pytest.mark.slow
 def test_masks_of_photographs_in_bfloat16(model, photograph, pred_iou_thresh):
     """Every mask is made in bfloat16 too; which of two near duplicates is kept may differ."""
-    every_mask = {"box_nms_thresh": 1.0, "points_per_side": 5}
+    every_mask = {"box_nms_thresh": 1.0}
     masks, _ = found(model, photograph, pred_iou_thresh, **STABILITY, **every_mask)
     others, _ = found(
         model, photograph, 0, stability_score_thresh=0, **every_mask, dtype="bfloat16"
