@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from segment_anything_transformers import (
     SAMAutomaticMaskGenerator,
@@ -30,6 +30,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
 )
 from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.model.pictures import UNREADABLE, PictureError
 from segment_anything_transformers.model.prompt_rules import check_boxes, check_points
 from segment_anything_transformers.prediction.mask_generator import usual_options
 from segment_anything_transformers.prediction.object_masks import (
@@ -37,6 +38,7 @@ from segment_anything_transformers.prediction.object_masks import (
     segment_object,
     zoom_to_object,
 )
+from segment_anything_transformers.prediction.visualization import to_rgb
 
 MAX_FILE_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
@@ -255,18 +257,23 @@ def _read_image(inputs: Any) -> Image.Image:
     content = b"" if isinstance(inputs, Image.Image) else _file_bytes(inputs)
     try:
         if isinstance(inputs, Image.Image):
-            _check_size(inputs)
-            return inputs.convert("RGB")
+            return _decoded(inputs)
         with Image.open(BytesIO(content), formats=_IMAGE_FORMATS) as image:
-            _check_size(image)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _decoded(image)
     except _BOMBS as error:
         raise _too_large(f"at most {MAX_PIXELS} pixels are read") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except PictureError as error:
+        raise RequestError(422, "invalid_image", f"The image is not taken: {error}.") from error
+    except UNREADABLE as error:
         formats = ", ".join(_IMAGE_FORMATS)
         raise RequestError(
             422, "invalid_image", f"The image is damaged, or none of {formats}."
         ) from error
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    _check_size(image)
+    return to_rgb(image)
 
 
 def _file_bytes(inputs: Any) -> bytes:

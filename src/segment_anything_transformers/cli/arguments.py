@@ -8,6 +8,7 @@ from .. import __version__
 from ..prediction.generator_options import GENERATOR_OPTIONS
 from .evaluate import add_evaluate
 from .finetune import add_finetune
+from .samples import add_bands_option, add_quiet_option
 
 _GENERAL = """\
 Outlines objects in photographs with Segment Anything.
@@ -119,8 +120,19 @@ def _numbers(text: str, names: str) -> tuple[float, ...]:
     except ValueError:
         values = ()
     if len(values) != len(names.split(",")) or not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(f"expected {names} as numbers, got {text!r}")
+        wanted = f"{names} as numbers" if "," in names else names
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
     return values
+
+
+def _finite(text: str) -> float:
+    return _numbers(text, "a number")[0]
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text!r}")
+    return int(text)
 
 
 def _point(text: str) -> tuple[float, ...]:
@@ -186,6 +198,7 @@ def _add_predict(commands: Any) -> None:
         help="look at the object once more, in a part of the image: finer outlines, small objects",
     )
     _add_common(parser)
+    add_bands_option(parser)
 
 
 def _add_generate(commands: Any) -> None:
@@ -204,7 +217,7 @@ def _add_generate(commands: Any) -> None:
             continue
         options.add_argument(
             flag,
-            type=option.kind,
+            type=_finite if option.kind is float else option.kind,
             default=argparse.SUPPRESS,  # so that a model's own may take its place
             metavar="N" if option.kind is int else "X",
             help=f"{option.meaning} (default: {option.default:.3g})",
@@ -215,6 +228,7 @@ def _add_generate(commands: Any) -> None:
         help="compile the encoder, which takes a while and pays with many images; PyTorch alone",
     )
     _add_common(parser)
+    add_bands_option(parser)
 
 
 def _add_demo(commands: Any) -> None:
@@ -234,7 +248,7 @@ def _add_demo(commands: Any) -> None:
         help="address to listen at; 0.0.0.0 lets other machines in (default: %(default)s)",
     )
     page.add_argument(
-        "--port", type=int, default=7860, help="0 takes any free one (default: %(default)s)"
+        "--port", type=_port, default=7860, help="0 takes any free one (default: %(default)s)"
     )
     _add_common(parser)
 
@@ -282,9 +296,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--label", default="object", metavar="NAME", help="what --format calls each object"
     )
     output.add_argument("--json-only", action="store_true", help="write no pictures")
-    output.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
-    )
+    add_quiet_option(output)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..data.files import IMAGE_ENDINGS, write_atomically
 from ..model.mask_ops import rle_to_mask
 from ..prediction.visualization import draw_masks, draw_prompts
+
+MAX_OVERLAY_PIXELS = 4096 * 4096
+"""Larger images are drawn smaller on their overlay; masks have the image's size."""
 
 
 class UsageError(Exception):
@@ -119,32 +123,66 @@ def write_results(
         n_drawn: How many masks are drawn on the overlay, from the first; by default all.
 
     Returns:
-        The files that were written, the JSON last: where it is, the others are.
+        The files that were written, the JSON last: where it is, the others are. The overlay of an
+        image with more than `MAX_OVERLAY_PIXELS` is smaller than the image.
     """
     stem, digits = Path(image_path).stem, max(2, len(str(len(records) - 1)))
-    masks = [] if json_only else [rle_to_mask(record["segmentation"]) for record in records]
-    pictures = {
-        f"{stem}_mask_{index:0{digits}d}.png": Image.fromarray(mask)
-        for index, mask in enumerate(masks)
-    }
-    names: list[str | None] = list(pictures) or [None] * len(records)
+    written = []
+    names: list[str | None] = [None] * len(records)
     if not json_only:
-        prompts = about.get("prompts", {})
-        overlay = draw_masks(image, masks[:n_drawn])
-        pictures[f"{stem}_overlay.png"] = draw_prompts(
-            overlay, prompts.get("points"), prompts.get("labels"), prompts.get("boxes")
-        )
+        for index, record in enumerate(records):
+            names[index] = f"{stem}_mask_{index:0{digits}d}.png"
+            written.append(folder / str(names[index]))
+            write_atomically(
+                written[-1], _png(Image.fromarray(rle_to_mask(record["segmentation"])))
+            )
+        written.append(folder / f"{stem}_overlay.png")
+        overlay = _overlay(image, records[:n_drawn], about.get("prompts", {}))
+        write_atomically(written[-1], _png(overlay))
     description = {"image": image_path, "width": image.width, "height": image.height, **about}
     listed = [{"file": name, **record} for name, record in zip(names, records, strict=True)]
-    contents = {name: _png(picture) for name, picture in pictures.items()}
-    contents[f"{stem}.json"] = _json(description, listed)
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
+    written.append(folder / f"{stem}.json")
+    write_atomically(written[-1], _json(description, listed))
     pattern = re.compile(re.escape(stem) + r"_(mask_\d+|overlay)\.png")
     for path in folder.iterdir():
-        if pattern.fullmatch(path.name) and path.name not in contents:
+        if pattern.fullmatch(path.name) and path not in written:
             path.unlink()
-    return [folder / name for name in contents]
+    return written
+
+
+def _overlay(
+    image: Image.Image, records: list[dict[str, Any]], prompts: dict[str, Any]
+) -> Image.Image:
+    """The image with masks and prompts on it, at most `MAX_OVERLAY_PIXELS` large."""
+    scale = min(1.0, (MAX_OVERLAY_PIXELS / (image.width * image.height)) ** 0.5)
+    width, height = (max(1, int(side * scale)) for side in image.size)
+    if scale < 1:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    masks = _MasksAtSize(records, (width, height))
+    scaled = {
+        name: (np.array(prompts[name]) * scale).tolist()
+        for name in ("points", "boxes")
+        if name in prompts
+    }
+    return draw_prompts(
+        draw_masks(image, masks), scaled.get("points"), prompts.get("labels"), scaled.get("boxes")
+    )
+
+
+class _MasksAtSize(Sequence[np.ndarray]):
+    """The masks of records at a picture's size, each decoded when it is looked at."""
+
+    def __init__(self, records: list[dict[str, Any]], size: tuple[int, int]) -> None:
+        self.records, self.size = records, size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        mask = rle_to_mask(self.records[index]["segmentation"])
+        if mask.shape[::-1] == self.size:
+            return mask
+        return np.asarray(Image.fromarray(mask).resize(self.size, Image.Resampling.NEAREST))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.resources import as_file, files
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm.auto import tqdm
 
 from .. import demo
-from ..data.files import image_size, read_mask, read_picture
+from ..data.files import image_size, read_mask, read_picture, read_pixels
+from ..model.pictures import RGB
 from ..model.prompt_rules import check_boxes, check_points
 from .arguments import build_parser
 from .evaluate import run_evaluate
@@ -61,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": run_evaluate,
         "finetune": run_finetune,
     }
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names that the terminal cannot show must not end it
+            stream.reconfigure(errors="backslashreplace")
     try:
         return commands[args.command](args)
     except UsageError as error:
@@ -89,7 +96,7 @@ def _predict(args: argparse.Namespace) -> int:
                 f"the mask has {width} x {height} pixels, the image {size[0]} x {size[1]}"
             )
 
-    def segmenter(model: Any) -> Callable[[Image.Image], Records]:
+    def segmenter(model: Any) -> Callable[[Any], Records]:
         return lambda image: _one_object(
             model, image, prompts, rough_mask, args.multimask, args.zoom
         )
@@ -125,7 +132,7 @@ def _rows(prompts: dict[str, Any], name: str, columns: int) -> np.ndarray:
 
 def _one_object(
     model: Any,
-    image: Image.Image,
+    image: Any,
     prompts: dict[str, Any],
     rough_mask: np.ndarray | None,
     keep_all: bool,
@@ -157,7 +164,7 @@ def _generate(args: argparse.Namespace) -> int:
     args.images = expand_images(args.images, args.recursive)
     show_points = len(args.images) == 1 and not args.quiet
 
-    def segmenter(model: Any) -> Callable[[Image.Image], Records]:
+    def segmenter(model: Any) -> Callable[[Any], Records]:
         from ..prediction.mask_generator import SAMAutomaticMaskGenerator, usual_options
 
         if args.compile:
@@ -181,6 +188,7 @@ def _demo(args: argparse.Namespace) -> int:
             args.points = [(width // 2, height // 2) if args.image else DEMO_POINT]
         args.negatives, args.boxes, args.mask = [], [], None
         args.multimask = args.zoom = args.recursive = False
+        args.bands = None
         return _predict(args)
 
 
@@ -208,7 +216,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _segment_images(
     args: argparse.Namespace,
     check: Callable[[tuple[int, int]], None],
-    segmenter: Callable[[Any], Callable[[Image.Image], Records]],
+    segmenter: Callable[[Any], Callable[[Any], Records]],
     about: dict[str, Any],
     n_drawn: int | None = None,
 ) -> int:
@@ -235,12 +243,12 @@ def _segment_images(
             started = time.perf_counter()
             try:
                 with usage_errors():
-                    image = read_picture(path)
+                    image, seen = _read_image(path, args.bands)
                 records = segment(image)
-                write_results(folder, path, image, records, about, args.json_only, n_drawn)
+                write_results(folder, path, seen, records, about, args.json_only, n_drawn)
                 labelled = [{**record, "label": args.label} for record in records]
                 for writer in writers:
-                    writer.add(path, (image.height, image.width), labelled)
+                    writer.add(path, (seen.height, seen.width), labelled)
             except UsageError as error:
                 _complain(error)
             # a full disk; an image that the model cannot take; weights that answer with NaN
@@ -268,6 +276,19 @@ def _writers(args: argparse.Namespace, folder: Path) -> Iterator[list[Any]]:
                 for format in dict.fromkeys(args.format or ())
             ]
         yield made
+
+
+def _read_image(path: str, bands: Sequence[int] | None) -> tuple[Any, Image.Image]:
+    """An image as the model takes it, and the RGB picture to draw on.
+
+    Images of more bands than three are for models with as many channels; others are refused.
+    """
+    pixels = read_pixels(path, bands)
+    if pixels.shape[-1] == RGB:
+        picture = Image.fromarray(pixels)
+        return picture, picture
+    shown = pixels[..., :RGB] if pixels.shape[-1] > RGB else pixels[..., 0]
+    return pixels, Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
 
 
 def _passes(check: Callable[[tuple[int, int]], None], path: str) -> bool:
@@ -303,4 +324,4 @@ def _summary() -> Table:
 def _summary_row(path: str, records: Records, seconds: float) -> tuple[str, ...]:
     best = max((record["predicted_iou"] for record in records), default=None)
     score = "-" if best is None else f"{best:.2f}"
-    return Path(path).name, str(len(records)), score, f"{seconds:.1f}"
+    return escape(Path(path).name), str(len(records)), score, f"{seconds:.1f}"

@@ -30,16 +30,39 @@ def add_data_command(commands: Any, name: str, **texts: str) -> argparse.Argumen
     parser.add_argument(
         "--ignore-value", type=int, metavar="N", help="pixels of masks with this value are unknown"
     )
+    add_bands_option(parser)
     parser.add_argument("--split", default="train", help="of a Hub data set (default: %(default)s)")
     parser.add_argument(
         "--skip-faulty",
         action="store_true",
         help="leave out images that cannot be read or have no sound mask, and say which",
     )
+    add_quiet_option(parser)
+    return parser
+
+
+def add_bands_option(parser: Any) -> None:
+    """Adds the option that chooses bands of images with many."""
+    parser.add_argument(
+        "--bands",
+        type=_bands,
+        metavar="N,N,N",
+        help="bands of the images, counted from 1, to be seen as red, green and blue",
+    )
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 such as 4,3,2, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def add_quiet_option(parser: Any) -> None:
+    """Adds the option that every command which works on images has."""
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="say nothing but what went wrong"
     )
-    return parser
 
 
 def image_bar(args: argparse.Namespace, total: int | None = None) -> Callable[[Any], Any]:
@@ -69,7 +92,7 @@ def read_samples(
     if data is None:
         data, images = args.data, args.images
     with usage_errors():
-        return load_samples(data, images, args.ignore_value, split or args.split)
+        return load_samples(data, images, args.ignore_value, split or args.split, args.bands)
 
 
 def faults_asked(args: argparse.Namespace) -> Faults:

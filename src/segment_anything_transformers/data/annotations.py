@@ -23,8 +23,9 @@ from .files import (
     read_numbers,
     read_pixels,
 )
-from .samples import Samples
+from .samples import Samples, check_room
 
+_SHADES = 8  # so many numbers without a connected pixel are no objects
 # ------------------------------------------------------------------------------ pictures of masks
 
 
@@ -34,7 +35,7 @@ def masks_of_map(
     """One boolean mask an object, and where the truth is not known.
 
     Booleans, 0 and 1, or 0 and 255 are one object. Other whole numbers are instance ids, 0 being
-    no object.
+    no object. A mask with soft edges, whose numbers are shades, is refused.
 
     Args:
         values: (H, W).
@@ -44,7 +45,7 @@ def masks_of_map(
         Masks (P, H, W), by rising id; and (H, W) bool, or None without an ignore value.
 
     Raises:
-        ValueError: The values are neither.
+        ValueError: The values are neither, or there are more masks than memory is given to.
     """
     values = np.asarray(values)
     if values.ndim != 2:
@@ -54,21 +55,57 @@ def masks_of_map(
             f"expected a mask of booleans, 0 and 1, 0 and 255, or instance ids, got {values.dtype}"
         )
     ignored = None if ignore_value is None else values == ignore_value
-    found = np.unique(values)
+    found, counts = np.unique(values, return_counts=True)
     ids = found[(found != 0) & (found != (0 if ignore_value is None else ignore_value))]
     if len(ids) and ids[0] < 0:
         raise ValueError(
             f"expected instance ids from 0, got {ids[0]}; name the value of unknown pixels "
             "as ignore_value"
         )
+    if len(ids) >= _SHADES:
+        _check_shades(values, found[counts > 1])
+    check_room(len(ids), values.shape)
     return values == ids[:, None, None], ignored
+
+
+def _check_shades(values: np.ndarray, found: np.ndarray) -> None:
+    """Refuses shades of a soft edge: numbers whose pixels are strewn, as those of objects are not.
+
+    Args:
+        values: (H, W).
+        found: The numbers that more than one pixel has, rising.
+    """
+    has_equal = np.zeros(values.shape, bool)
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):  # each pair of neighbours once
+        height, width = values.shape
+        here = (slice(0, height - down), slice(max(0, -right), width - max(0, right)))
+        there = (slice(down, height), slice(max(0, right), width + min(0, right)))
+        equal = values[here] == values[there]
+        has_equal[here] |= equal
+        has_equal[there] |= equal
+    if not len(found):
+        return
+    at = np.minimum(np.searchsorted(found, values), len(found) - 1)
+    is_found = found[at] == values
+    pixels = np.bincount(at[is_found], minlength=len(found))
+    together = np.bincount(at[is_found & has_equal], minlength=len(found))
+    strewn = np.count_nonzero(2 * together < pixels)
+    if strewn >= _SHADES and 2 * strewn >= len(found):
+        raise ValueError(
+            f"the mask has {len(found)} numbers whose pixels are strewn, as in soft edges or "
+            "noise; expected 0 and 255, or a number for each object: save it without smoothing and "
+            "without loss, or threshold it at 128"
+        )
 
 
 # ---------------------------------------------------------------------------------------- sources
 
 
 def folder_samples(
-    folder: str | Path, ignore_value: int | None = None, images: str | Path | None = None
+    folder: str | Path,
+    ignore_value: int | None = None,
+    images: str | Path | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Samples:
     """Samples of a folder with `images/` and `masks/`, paired by their names without endings.
 
@@ -79,6 +116,7 @@ def folder_samples(
         folder: The folder.
         ignore_value: The value of pixels whose truth is not known.
         images: The folder of the images, if they do not lie in `images/`.
+        bands: Bands of the images to be read, counted from 1, see `read_pixels`.
 
     Raises:
         ValueError: One of the folders is missing, there are no images, or two have one name.
@@ -99,7 +137,7 @@ def folder_samples(
         raise ValueError(f"{place} has two images {double}, with different endings.")
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        image = read_pixels(files[index])
+        image = read_pixels(files[index], bands)
         maps = [read_numbers(path) for path in _mask_files(folder / "masks", stems[index])]
         return image, *_masks_of_maps(maps, ignore_value)
 
@@ -132,8 +170,9 @@ def _masks_of_maps(
     if empty and len(parts) > 1:
         raise ValueError(f"mask {empty[0]} is empty (counted from 0)")
     unknown = [ignored for _, ignored in parts if ignored is not None]
+    check_room(sum(len(masks) for masks, _ in parts), maps[0].shape)
     return (
-        np.concatenate([masks for masks, _ in parts]),
+        parts[0][0] if len(parts) == 1 else np.concatenate([masks for masks, _ in parts]),
         np.logical_or.reduce(unknown) if unknown else None,
     )
 
@@ -194,6 +233,7 @@ def load_samples(
     images: str | Path | None = None,
     ignore_value: int | None = None,
     split: str = "train",
+    bands: Sequence[int] | None = None,
 ) -> Samples:
     """Samples of whatever a path or name means.
 
@@ -206,6 +246,8 @@ def load_samples(
             for COCO the JSON file's folder.
         ignore_value: The value of pixels whose truth is not known; of images of masks alone.
         split: Of a data set of `datasets`.
+        bands: Bands of the images to be read, counted from 1, see `read_pixels`; of images in
+            files alone.
 
     Raises:
         ModuleNotFoundError: A library is missing; the message says how to install it.
@@ -215,13 +257,13 @@ def load_samples(
     no_pixels = f"{source}: annotations have no pixels of an ignore_value; leave it out."
     if ignore_value is not None and path.suffix == ".json":
         raise ValueError(no_pixels)
-    annotated = annotated_samples(path, images, split)
+    annotated = annotated_samples(path, images, split, bands)
     if annotated is not None:
         if ignore_value is not None:
             raise ValueError(no_pixels)
         return annotated
     if any((path / part).is_dir() for part in ("images", "masks")):
-        return folder_samples(path, ignore_value, images)
+        return folder_samples(path, ignore_value, images, bands)
     if path.is_file():
         raise ValueError(
             f"{source} must be a folder, a JSON file of COCO annotations, labelme or the command, "
@@ -233,6 +275,8 @@ def load_samples(
             "labels (YOLO), or files of labelme, GeoJSON or the command, or the files of a data "
             "set of `datasets`."
         )
+    if bands is not None:
+        raise ValueError(f"{source}: bands are chosen in files of images, not in data sets.")
     return dataset_samples(_hub_dataset(str(source), split), ignore_value=ignore_value)
 
 

@@ -21,7 +21,10 @@ _Masks = Callable[[Mapping[str, Any], tuple[int, int]], np.ndarray]
 
 
 def annotated_samples(
-    path: Path, images: str | Path | None = None, split: str = "train"
+    path: Path,
+    images: str | Path | None = None,
+    split: str = "train",
+    bands: Sequence[int] | None = None,
 ) -> Samples | None:
     """Samples of annotations in any format but pictures of masks; None if there are none.
 
@@ -29,6 +32,7 @@ def annotated_samples(
         path: A file or a folder of files, see `annotations.load_samples`.
         images: The folder of the images.
         split: The part of a YOLO data set.
+        bands: Bands of the images to be read, see `files.read_pixels`.
 
     Raises:
         ValueError: It is such a file, but not a sound one.
@@ -36,30 +40,35 @@ def annotated_samples(
     if path.suffix in (".json", ".geojson"):
         content = read_json(path)
         if _kind(content) is None:
-            return coco_samples(path, images, content)
-        return file_samples([path], images)
+            return coco_samples(path, images, content, bands)
+        return file_samples([path], images, bands)
     if path.suffix in (".yaml", ".yml") or (path / "labels").is_dir():
-        return yolo_samples(path, images, split)
+        return yolo_samples(path, images, split, bands)
     if not path.is_dir() or any((path / part).is_dir() for part in ("images", "masks")):
         return None
     for place in (path / "labelme", path / "geojson", path):
         found = sorted([*place.rglob("*.json"), *place.rglob("*.geojson")])
         files = [file for file in found if _kind(_read_or_none(file))]
         if files:
-            return file_samples(files, images)
+            return file_samples(files, images, bands)
     return None
 
 
 # ------------------------------------------------------------------------------ one file an image
 
 
-def file_samples(files: Sequence[Path], images: str | Path | None = None) -> Samples:
+def file_samples(
+    files: Sequence[Path],
+    images: str | Path | None = None,
+    bands: Sequence[int] | None = None,
+) -> Samples:
     """Samples of files of labelme, of GeoJSON, or of the command's JSON, one an image.
 
     Args:
         files: The files.
         images: The folder of the images, which are looked for by their names; by default they lie
             where the files say.
+        bands: Bands of the images to be read, see `files.read_pixels`.
     """
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, None]:
@@ -68,7 +77,7 @@ def file_samples(files: Sequence[Path], images: str | Path | None = None) -> Sam
         if kind is None:
             raise ValueError("it is no file of labelme, GeoJSON or the command")
         named, masks = kind
-        image = read_pixels(_image_path(files[index], named(content), images))
+        image = read_pixels(_image_path(files[index], named(content), images), bands)
         size_hw = image.shape[:2]
         return image, masks(content, size_hw), None
 
@@ -116,7 +125,10 @@ def _read_or_none(path: Path) -> Any:
 
 
 def yolo_samples(
-    path: str | Path, images: str | Path | None = None, split: str = "train"
+    path: str | Path,
+    images: str | Path | None = None,
+    split: str = "train",
+    bands: Sequence[int] | None = None,
 ) -> Samples:
     """Samples of YOLO segments: `images/a.jpg` with `labels/a.txt`, in the same folders below.
 
@@ -124,6 +136,7 @@ def yolo_samples(
         path: The folder, or its `data.yaml`, whose entry for the split names the images.
         images: The folder of the images instead; the labels lie in `labels/` of the data set.
         split: "train", "val" or "test", if there is a `data.yaml`.
+        bands: Bands of the images to be read, see `files.read_pixels`.
 
     Raises:
         ValueError: There are no images or no labels.
@@ -149,7 +162,7 @@ def yolo_samples(
     names = [file.relative_to(folder) for file in files]
 
     def read(index: int) -> tuple[np.ndarray, np.ndarray, None]:
-        image = read_pixels(files[index])
+        image = read_pixels(files[index], bands)
         text = (labels / names[index]).with_suffix(".txt")
         if not text.is_file():
             raise ValueError(f"it has no labels; expected {text}")

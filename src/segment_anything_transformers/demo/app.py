@@ -110,7 +110,10 @@ def start(app: gr.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
 
     Raises:
         OSError: The port is taken.
+        ValueError: There is no such port.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be a number from 0 to 65535, got {port}.")
     theme = gr.themes.Soft(primary_hue="blue", font=_FONT, font_mono=_FONT_MONO)
     _, url, _ = app.launch(
         server_name=host,
@@ -282,8 +285,9 @@ def _open(visit: _Visit | None, path: str) -> tuple[Any, ...]:
         width, height = image_size(path)
         is_small = width * height <= MAX_PIXELS  # before it is decoded
         picture = read_picture(path) if is_small else None
-    except (OSError, ValueError):
-        gr.Warning("The file is no picture that can be read.")
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        gr.Warning(f"The file is no picture that can be read: {reason}.")
         return *_seen(visit), None
     if picture is None:
         gr.Warning(

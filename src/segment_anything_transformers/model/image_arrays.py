@@ -3,18 +3,13 @@
 Needs numpy and PIL only; tensors of other libraries are converted without importing them.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-GREY, RGB, RGBA = 1, 3, 4
-
-_WIDE_PIL_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "F")
-"""Modes with more than 8 bits a channel, which PIL's own conversions would clip."""
-
-_PIL_MODES = {GREY: "L", RGB: "RGB"}
-"""The mode that a PIL image is brought to for a number of channels."""
+from .pictures import GREY, RGB, RGBA, picture_pixels, picture_source, read_picture_file
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -36,10 +31,10 @@ def read_image(
 ) -> np.ndarray:
     """An image as a (C, H, W) array of uint8, uint16 or float32.
 
-    Grey images are repeated for three channels, and transparency is dropped; PIL images of other
-    modes are converted to RGB (or to grey for one channel). An array's channels are looked for on
-    its last axis first, a torch tensor's on the first. Booleans become 0 and 255, signed integers
-    from 0 to 255 uint8.
+    Grey images are repeated for three channels, and transparency is dropped; PIL images
+    follow the rule of `pictures`, turned upright and with 8 bits. An array's channels are looked
+    for on its last axis first, a torch tensor's on the first. Booleans become 0 and 255, signed
+    integers from 0 to 255 uint8.
 
     Args:
         image: PIL image, numpy array or tensor, (H, W), (H, W, C) or (C, H, W).
@@ -54,7 +49,7 @@ def read_image(
             range of 8 or 16 bits.
     """
     if isinstance(image, Image.Image):
-        pixels, channels_last = _pil_pixels(image, n_channels if convert else 0), True
+        pixels, channels_last = picture_pixels(image, n_channels if convert else 0), True
     elif isinstance(image, (str, bytes, dict)) or image is None:
         raise TypeError(
             f"Expected a PIL image, a numpy array or a tensor, got {type(image).__name__}."
@@ -67,27 +62,21 @@ def read_image(
     return _plain_dtype(_with_channels(pixels, n_channels, convert))
 
 
-def _pil_pixels(image: Image.Image, n_channels: int) -> np.ndarray:
-    """(H, W) or (H, W, C) pixels; `n_channels` 0 leaves the mode as it is."""
-    mode = _PIL_MODES.get(n_channels, image.mode)
-    if image.mode == "I":
-        # 32 bits by its name; in practice 16-bit files, which some versions of PIL open so
-        return _sixteen_bit(np.asarray(image))
-    if image.mode in (mode, *_WIDE_PIL_MODES):
-        return np.asarray(image)
-    if image.mode in ("P", "PA"):
-        # PIL warns when it has to forget a palette's transparency
-        image = image.convert("RGBA")
-    return np.asarray(image.convert(mode))
+def read_source(
+    source: Any, n_channels: int, convert: bool = True, channels_last: bool | None = None
+) -> np.ndarray:
+    """As `read_image`, also of paths, URLs and base64.
 
-
-def _sixteen_bit(pixels: np.ndarray) -> np.ndarray:
-    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-        raise ValueError(
-            "Expected a PIL image of mode I with values from 0 to 65535, "
-            f"got {pixels.min()} to {pixels.max()}."
-        )
-    return pixels.astype(np.uint16)
+    Raises:
+        OSError: A file cannot be opened.
+        ValueError: A file is no image or damaged, or see `read_image`.
+        TypeError: See `read_image`.
+    """
+    if isinstance(source, str):
+        source = picture_source(source)
+    if isinstance(source, (str, os.PathLike)):
+        source, channels_last = read_picture_file(source, n_channels if convert else 0), True
+    return read_image(source, n_channels, convert, channels_last)
 
 
 def _with_channels_first(
@@ -113,7 +102,7 @@ def _finds_channels_last(shape: tuple[int, ...], n_channels: int, prefer_first: 
                 return axis == -1
     raise ValueError(
         f"Expected an image with {n_channels} channels on the first or the last axis, "
-        f"got shape {shape}."
+        f"got shape {shape}. Of an image with more bands, choose {n_channels}."
     )
 
 
@@ -126,7 +115,8 @@ def _with_channels(pixels: np.ndarray, n_channels: int, convert: bool) -> np.nda
     if found != n_channels:
         raise ValueError(
             f"Expected an image with {n_channels} channels, as many as image_mean has values, "
-            f"got {found} from the shape {pixels.shape}."
+            f"got {found} from the shape {pixels.shape}. Of an image with more bands, choose "
+            f"{n_channels}."
         )
     return pixels
 

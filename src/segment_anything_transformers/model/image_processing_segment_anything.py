@@ -18,7 +18,6 @@ from transformers.image_utils import (
     ChannelDimension,
     PILImageResampling,
     SizeDict,
-    load_image,
 )
 from transformers.processing_utils import ImagesKwargs
 
@@ -27,7 +26,7 @@ from .configuration_segment_anything import (
     SegmentAnythingModelConfig,
     is_preset,
 )
-from .image_arrays import read_image, to_numpy
+from .image_arrays import read_source, to_numpy
 from .image_resizer import ImageResizer, InputGeometry
 from .mask_ops import crop_boxes, point_grids
 from .mask_postprocessing import MaskPostprocessingMixin
@@ -67,9 +66,11 @@ class SegmentAnythingImageProcessor(CarriesCode, MaskPostprocessingMixin, PilBac
     are taken by their dtype, never by what they happen to be:
 
     - uint8: 0 to 255; bool: 0 and 1; other integers: 0 to 255, anything else is refused;
-    - uint16, and PIL's 16-bit and 32-bit greys: 0 to 65535;
+    - uint16: 0 to 65535;
     - floating point: 0 to 255, or any range with `do_rescale=False`, which then has to be that of
-      `image_mean`, usually 0 to 1.
+      `image_mean`, usually 0 to 1;
+    - files and PIL images are turned upright as their camera noted, and with more than 8 bits
+      their darkest value becomes 0 and their brightest 255.
 
     Args:
         kwargs: The attributes to set differently.
@@ -306,11 +307,9 @@ def _as_list(images: Any) -> list[Any]:
 
 def _read(image: Any, options: dict[str, Any]) -> np.ndarray:
     """The image as (C, H0, W0): uint8, uint16, or float32 in the right range."""
-    if isinstance(image, (str, os.PathLike)):
-        image = load_image(os.fspath(image))
     layout = options.get("input_data_format")
     channels_last = None if layout is None else ChannelDimension(layout) == ChannelDimension.LAST
-    pixels = read_image(
+    pixels = read_source(
         image, len(options["image_mean"]), bool(options["do_convert_rgb"]), channels_last
     )
     if pixels.dtype == np.float32:

@@ -25,6 +25,11 @@ except ImportError:
 
 RLE = dict[str, Any]
 
+MAX_POINTS_PER_SIDE = 1000
+"""Of a grid of clicks: a million, more than any image has objects."""
+MAX_CROP_LAYERS = 6
+"""Of crops: 5461 crops with the image itself; the smallest are a 64th of a side."""
+
 EDGE_TOLERANCE = 20.0
 """Distance in pixels from an edge of its crop at which a mask counts as cut off."""
 
@@ -271,10 +276,15 @@ def rle_to_coco(rle: Mapping[str, Any]) -> RLE:
 def point_grid(points_per_side: int) -> np.ndarray:
     """A regular grid of points, each in the middle of its cell, row by row.
 
-    Returns (points_per_side ** 2, 2) float64, x and y in [0, 1]. Raises ValueError below 1 point.
+    Returns (points_per_side ** 2, 2) float64, x and y in [0, 1]. Raises ValueError below 1 point
+    and above `MAX_POINTS_PER_SIDE`.
     """
     if points_per_side < 1:
         raise ValueError(f"A grid needs at least 1 point a side, got {points_per_side}.")
+    if points_per_side > MAX_POINTS_PER_SIDE:
+        raise ValueError(
+            f"A grid takes at most {MAX_POINTS_PER_SIDE} points a side, got {points_per_side}."
+        )
     margin = 1 / (2 * points_per_side)
     x_or_y = np.linspace(margin, 1 - margin, points_per_side)
     y, x = np.meshgrid(x_or_y, x_or_y, indexing="ij")
@@ -285,9 +295,19 @@ def point_grids(points_per_side: int, n_layers: int, downscale_factor: int) -> l
     """A `point_grid` for the whole image and one for each layer of crops.
 
     Layer i has `points_per_side / downscale_factor**i` points a side. Raises ValueError if that
-    leaves a layer without points.
+    leaves a layer without points, or there are too many points or layers.
     """
+    check_crop_layers(n_layers)
     return [point_grid(int(points_per_side / downscale_factor**i)) for i in range(n_layers + 1)]
+
+
+def check_crop_layers(n_layers: int) -> None:
+    """Raises ValueError above `MAX_CROP_LAYERS`; layer i has 4**i crops."""
+    if n_layers > MAX_CROP_LAYERS:
+        raise ValueError(
+            f"crop_n_layers must be at most {MAX_CROP_LAYERS}, got {n_layers}: layer i has 4**i "
+            "crops, each of which is encoded."
+        )
 
 
 def _crop_starts(length: int, n_crops: int, overlap: int) -> tuple[list[int], int]:
@@ -310,7 +330,11 @@ def crop_boxes(
 
     Returns:
         The boxes, (C, 4) int64 with exclusive right and bottom, and the layer of each, (C,) int64.
+
+    Raises:
+        ValueError: There are more than `MAX_CROP_LAYERS`.
     """
+    check_crop_layers(n_layers)
     height, width = size_hw
     boxes, layers = [(0, 0, width, height)], [0]
     for layer in range(1, n_layers + 1):

@@ -3,7 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from transformers.pipelines import MaskGenerationPipeline
+
+from .image_arrays import read_source
+from .pictures import RGB
 
 
 class SegmentAnythingMaskGenerationPipeline(MaskGenerationPipeline):
@@ -11,6 +16,9 @@ class SegmentAnythingMaskGenerationPipeline(MaskGenerationPipeline):
 
         pipeline("mask-generation", model=model, image_processor=image_processor,
                  pipeline_class=SegmentAnythingMaskGenerationPipeline)
+
+    Images are read by the rule of this package: of more than 8 bits they are stretched, where
+    transformers' own reader clips them to white.
 
     Two things that an image processor cannot put right for the pipeline of transformers:
 
@@ -29,7 +37,12 @@ class SegmentAnythingMaskGenerationPipeline(MaskGenerationPipeline):
     def preprocess(  # type: ignore[override]
         self, image: Any, **kwargs: Any
     ) -> Iterator[dict[str, Any]]:
-        """Pieces of the work on an image, without the points that fill up smaller grids."""
+        """Pieces of the work on an image, without the points that fill up smaller grids.
+
+        The image is a path, a URL or a PIL image, and is read as everywhere in this package.
+        """
+        if isinstance(image, (str, Image.Image)):
+            image = Image.fromarray(np.moveaxis(read_source(image, RGB), 0, -1))
         seen: set[tuple[float, ...]] = set()
         waiting: dict[str, Any] = {}
         for piece in super().preprocess(image, **kwargs):

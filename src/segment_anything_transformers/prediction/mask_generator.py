@@ -21,6 +21,7 @@ from ..model.image_processing_segment_anything import SegmentAnythingImageProces
 from ..model.mask_ops import (
     RLE,
     box_areas,
+    check_crop_layers,
     crop_boxes,
     nms,
     point_grids,
@@ -124,6 +125,13 @@ class SAMAutomaticMaskGenerator:
         _check_at_least(1, crop_n_points_downscale_factor=crop_n_points_downscale_factor)
         _check_at_least(0, crop_n_layers=crop_n_layers, min_mask_region_area=min_mask_region_area)
         _check_at_least(0, stability_score_offset=stability_score_offset)
+        _check_numbers(
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            box_nms_thresh=box_nms_thresh,
+            crop_nms_thresh=crop_nms_thresh,
+        )
+        check_crop_layers(crop_n_layers)
         if not 0 <= crop_overlap_ratio < 1:
             raise ValueError(f"crop_overlap_ratio must lie in [0, 1), got {crop_overlap_ratio}.")
         if output_mode not in _OUTPUT_MODES:
@@ -376,6 +384,12 @@ def _check_at_least(lowest: int, **values: float) -> None:
     for name, value in values.items():
         if not value >= lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}.")
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if np.isnan(value):
+            raise ValueError(f"{name} must be a number, got {value}.")
 
 
 def _grids(

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
+from ..model.pictures import picture_pixels
+
 FOREGROUND_COLOUR = "#16a34a"
 BACKGROUND_COLOUR = "#dc2626"
 BOX_COLOUR = "#facc15"
@@ -57,19 +59,15 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
 
     Args:
         image: A PIL image of any mode, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-            uint8. Transparency is dropped; 16 and 32 bit images of PIL are stretched to their
-            range.
+            uint8. Transparency is dropped. PIL images are turned upright, and those of 16 or 32
+            bits stretched to their range, as the model sees them.
 
     Raises:
         TypeError: The array is not uint8.
         ValueError: The array has another shape.
     """
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            return _stretched(image)
-        if "transparency" in image.info:  # PIL warns when it has to forget that of a palette
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+        return _rgb_picture(picture_pixels(image))
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise TypeError(f"Expected an image of uint8, got {array.dtype}. Scale it to 0 to 255.")
@@ -80,15 +78,11 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
             f"Expected an image of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
             f"got {array.shape}."
         )
-    return Image.fromarray(array).convert("RGB")
+    return _rgb_picture(array)
 
 
-def _stretched(image: Image.Image) -> Image.Image:
-    """A 16 or 32 bit image with its darkest pixel black and its lightest white."""
-    values = np.asarray(image, np.float64)
-    low, high = values.min(), values.max()
-    grey = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
+def _rgb_picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def draw_masks(
@@ -118,7 +112,7 @@ def draw_masks(
             masks, `opacity` or `outline_width` is out of range, or see `to_rgb`.
     """
     picture = to_rgb(image)
-    masks = _checked_masks(masks, (picture.height, picture.width))
+    size_hw = (picture.height, picture.width)
     rgb = mask_colours(len(masks)) if colours is None else _checked_colours(colours, len(masks))
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie from 0 to 1, got {opacity}.")
@@ -126,27 +120,28 @@ def draw_masks(
         raise ValueError(f"outline_width must be 0 or more pixels, got {outline_width}.")
     pixels = np.array(picture)
     paint, alpha = pixels.copy(), np.zeros(pixels.shape[:2], np.float32)
-    areas = np.array([np.count_nonzero(mask) for mask in masks])
+    areas = np.array([np.count_nonzero(_checked_mask(mask, size_hw)) for mask in masks])
     for index in np.argsort(-areas, kind="stable"):
-        paint[masks[index]], alpha[masks[index]] = rgb[index], opacity
+        mask = _checked_mask(masks[int(index)], size_hw)
+        paint[mask], alpha[mask] = rgb[index], opacity
         width = outline_width
         if width is None:
             width = _line_width(picture, areas[index] ** 0.5)
-        alpha[_inner_outline(masks[index], width)] = 1
-    mixed = pixels + (paint.astype(np.float32) - pixels) * alpha[..., None]
-    return Image.fromarray(np.round(mixed).astype(np.uint8))
+        alpha[_inner_outline(mask, width)] = 1
+    mixed = paint.astype(np.float32)
+    mixed -= pixels
+    mixed *= alpha[..., None]
+    mixed += pixels
+    return Image.fromarray(np.round(mixed, out=mixed).astype(np.uint8))
 
 
-def _checked_masks(masks: Any, size_hw: tuple[int, int]) -> list[np.ndarray]:
-    checked = [np.asarray(mask) for mask in masks]
-    for mask in checked:
-        if mask.dtype != np.bool_:
-            raise TypeError(
-                f"Expected boolean masks, got {mask.dtype}. Threshold the logits first."
-            )
-        if mask.shape != size_hw:
-            raise ValueError(f"Expected masks of the image's size {size_hw}, got {mask.shape}.")
-    return checked
+def _checked_mask(mask: Any, size_hw: tuple[int, int]) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"Expected boolean masks, got {mask.dtype}. Threshold the logits first.")
+    if mask.shape != size_hw:
+        raise ValueError(f"Expected masks of the image's size {size_hw}, got {mask.shape}.")
+    return mask
 
 
 def _checked_colours(colours: Sequence[Any] | np.ndarray, count: int) -> list[Any]:
@@ -166,8 +161,12 @@ def _inner_outline(mask: np.ndarray, width: int) -> np.ndarray:
     padded = np.pad(mask, width, mode="edge")
     # A square around each pixel lies inside the mask: first along the rows, then along the columns.
     steps = range(2 * width + 1)
-    along_rows = np.logical_and.reduce([padded[:, at : at + width_px] for at in steps])
-    inside = np.logical_and.reduce([along_rows[at : at + height_px] for at in steps])
+    along_rows = padded[:, :width_px].copy()
+    for at in steps:
+        along_rows &= padded[:, at : at + width_px]
+    inside = along_rows[:height_px].copy()
+    for at in steps:
+        inside &= along_rows[at : at + height_px]
     return mask & ~inside
 
 

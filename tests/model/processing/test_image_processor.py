@@ -128,16 +128,25 @@ def test_grey_becomes_three_channels(image_processor, axes):
     np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("mode", ["array", "I;16", "I;16B", "I"])
-def test_sixteen_bits_use_their_whole_range(image_processor, mode):
-    grey = np.random.default_rng(0).integers(0, 65536, (50, 40), dtype=np.uint16)
-    given = grey
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+@pytest.mark.parametrize("highest", [4095, 65535])
+def test_pictures_of_more_bits_are_stretched(image_processor, mode, highest):
+    grey = np.random.default_rng(0).integers(100, highest + 1, (50, 40), dtype=np.uint16)
+    kinds = {"I": np.int32, "F": np.float32}
+    given = Image.fromarray(grey.astype(kinds.get(mode, np.uint16)))
     if mode == "I;16B":
         given = Image.frombytes("I;16B", (40, 50), grey.astype(">u2").tobytes())
-    elif mode != "array":
-        given = Image.fromarray(grey if mode == "I;16" else grey.astype(np.int32))
-    assert getattr(given, "mode", "array") == mode
-    result = image_processor(given, return_tensors="np")["pixel_values"][0]
+    assert given.mode == mode
+    result = image_processor(given, return_tensors="np")["pixel_values"]
+    low, high = int(grey.min()), int(grey.max())
+    stretched = np.round((grey.astype(float) - low) / (high - low) * 255).astype(np.uint8)
+    expected = image_processor(stretched, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_sixteen_bits_use_their_whole_range(image_processor):
+    grey = np.random.default_rng(0).integers(0, 65536, (50, 40), dtype=np.uint16)
+    result = image_processor(grey, return_tensors="np")["pixel_values"][0]
     expected = expected_pixels(np.dstack([grey] * 3), (96, 64), scale=1 / 65535)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
     assert result.max() > 1.5  # an 8-bit reading would be hundreds, a clipped one constant
@@ -149,7 +158,7 @@ def test_white_is_white_in_every_dtype(image_processor):
         np.full((9, 6, 3), 65535, np.uint16),
         np.full((9, 6, 3), 255.0, np.float32),
         np.ones((9, 6, 3), bool),
-        Image.new("F", (6, 9), 255.0),
+        Image.new("1", (6, 9), 1),
     ]
     pixels = image_processor(white, return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(pixels[1:], pixels[[0] * 4], rtol=0, atol=1e-6)
@@ -252,7 +261,7 @@ def test_padding_to_a_multiple_of_the_patch_size_only(config):
         (np.full((5, 6, 3), np.inf), {"do_rescale": False}, ValueError, r"finite pixel values"),
         (np.full((5, 6, 3), -2.5), {}, ValueError, r"from 0 to 255, got -2.5 to -2.5.*do_rescale"),
         (np.full((5, 6, 3), 65535.0), {}, ValueError, r"from 0 to 255, got 65535 to 65535"),
-        (Image.fromarray(np.full((5, 6), 70000, np.int32)), {}, ValueError, r"mode I .* 70000"),
+        (Image.fromarray(np.full((5, 6), np.nan, "f4")), {}, ValueError, r"NaN or infinite; give"),
         (np.full((5, 6, 3), "a"), {}, TypeError, r"an image of numbers, got dtype <U1"),
         ({"image": 1}, {}, TypeError, r"a PIL image, a numpy array or a tensor, got dict"),
         ([None], {}, TypeError, r"got NoneType"),
