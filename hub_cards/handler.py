@@ -29,6 +29,7 @@ from segment_anything_transformers import (
     SAMPredictor,
     SegmentAnythingModel,
 )
+from segment_anything_transformers.data.pictures import png
 from segment_anything_transformers.model.mask_ops import rle_to_mask
 from segment_anything_transformers.model.pictures import UNREADABLE, PictureError
 from segment_anything_transformers.model.prompt_rules import check_boxes, check_points
@@ -129,7 +130,8 @@ class EndpointHandler:
             records = self._objects(image, prompts, *asked)
         if parameters.get("mask_format") == "png":
             for record in records:
-                record["segmentation"] = _as_png(rle_to_mask(record["segmentation"]))
+                mask = rle_to_mask(record["segmentation"])
+                record["segmentation"] = base64.b64encode(png(mask, one_bit=True)).decode()
         return {"width": image.width, "height": image.height, "masks": records}
 
     def _objects(
@@ -314,12 +316,6 @@ def _check_size(image: Image.Image) -> None:
             f"The image is too narrow: {image.width} x {image.height}, at most "
             f"{MAX_ASPECT_RATIO} : 1 is read.",
         )
-
-
-def _as_png(mask: np.ndarray) -> str:
-    buffer = BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _too_large(message: str) -> RequestError:

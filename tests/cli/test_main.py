@@ -19,7 +19,7 @@ from segment_anything_transformers import (
 from segment_anything_transformers.cli.arguments import build_parser
 from segment_anything_transformers.cli.main import main
 from segment_anything_transformers.cli.models import load_model
-from segment_anything_transformers.data.files import write_atomically
+from segment_anything_transformers.data.files import whole_file
 from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.model.mask_ops import rle_to_mask
 from segment_anything_transformers.prediction.generator_options import GENERATOR_OPTIONS
@@ -436,27 +436,28 @@ def test_all_images_wrong_is_code_2_with_a_line_each(run, photo):
     ]
 
 
-def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "mask.png"
-    write_atomically(path, b"before")
+def test_a_file_is_complete_or_as_it_was(tmp_path):
+    path = tmp_path / "new" / "mask.png"
+    with whole_file(path) as file:
+        file.write(b"before")
+        assert not path.exists()
 
-    def cut_off(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:2])
-        raise OSError("No space left on device")
+    def write_half():
+        with whole_file(path) as file:
+            file.write(b"af")
+            raise OSError("No space left on device")
 
-    monkeypatch.setattr(type(path), "write_bytes", cut_off)
     with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"after")
+        write_half()
     assert path.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_full_disk_is_said_in_a_line(run, photo, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segment_anything_transformers.cli.files.write_atomically", no_space)
+    monkeypatch.setattr("segment_anything_transformers.cli.files.whole_file", no_space)
     assert run("predict photo.png --point 30,20") == (
         2,
         "",

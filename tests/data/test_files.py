@@ -233,7 +233,7 @@ def test_files_that_cannot_be_opened_say_why(tmp_path, monkeypatch):
     bomb.save(tmp_path / "bomb.png")
     for name, kind, message in (
         ("pipe.png", OSError, "neither a file nor a folder, but a pipe"),
-        ("folder.png", OSError, "a folder, not an image"),
+        ("folder.png", OSError, "a folder, not a file"),
         ("loop.png", OSError, "Too many levels of symbolic links"),
         ("none.png", FileNotFoundError, "no such file"),
         ("x" * 300 + ".png", OSError, "File name too long"),

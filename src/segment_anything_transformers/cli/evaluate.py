@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from io import BytesIO
 from typing import Any
 
 from rich.console import Console
 
-from ..data.files import write_atomically
+from ..data.files import whole_file
+from ..data.pictures import png
 from .files import UsageError, make_folder, usage_errors
 from .models import load_model
 from .samples import (
@@ -98,9 +98,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
             model, samples, clicks, everything, faults_asked(args), progress, args.zoom
         )
     result.save(folder / "evaluation.json", model=args.model, data=args.data)
-    picture = BytesIO()
-    draw_worst(result, samples).save(picture, "PNG")
-    write_atomically(folder / "worst.png", picture.getvalue())
+    with whole_file(folder / "worst.png") as file:
+        file.write(png(draw_worst(result, samples)))
     if not args.quiet:
         Console().print(quality_table(result, args.model))
         print(f"written to {folder}/")

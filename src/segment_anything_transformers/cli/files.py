@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.files import IMAGE_ENDINGS, write_atomically
+from ..data.files import IMAGE_ENDINGS, whole_file
+from ..data.pictures import png
 from ..model.mask_ops import rle_to_mask
 from ..prediction.visualization import draw_masks, draw_prompts
 
@@ -133,21 +133,24 @@ def write_results(
         for index, record in enumerate(records):
             names[index] = f"{stem}_mask_{index:0{digits}d}.png"
             written.append(folder / str(names[index]))
-            write_atomically(
-                written[-1], _png(Image.fromarray(rle_to_mask(record["segmentation"])))
-            )
+            _write(written[-1], png(rle_to_mask(record["segmentation"])))
         written.append(folder / f"{stem}_overlay.png")
         overlay = _overlay(image, records[:n_drawn], about.get("prompts", {}))
-        write_atomically(written[-1], _png(overlay))
+        _write(written[-1], png(overlay))
     description = {"image": image_path, "width": image.width, "height": image.height, **about}
     listed = [{"file": name, **record} for name, record in zip(names, records, strict=True)]
     written.append(folder / f"{stem}.json")
-    write_atomically(written[-1], _json(description, listed))
+    _write(written[-1], _json(description, listed))
     pattern = re.compile(re.escape(stem) + r"_(mask_\d+|overlay)\.png")
     for path in folder.iterdir():
         if pattern.fullmatch(path.name) and path not in written:
             path.unlink()
     return written
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _overlay(
@@ -183,13 +186,6 @@ class _MasksAtSize(Sequence[np.ndarray]):
         if mask.shape[::-1] == self.size:
             return mask
         return np.asarray(Image.fromarray(mask).resize(self.size, Image.Resampling.NEAREST))
-
-
-def _png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file; a boolean mask as 0 and 255."""
-    buffer = BytesIO()
-    (picture.convert("L") if picture.mode == "1" else picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _json(description: dict[str, Any], masks: list[dict[str, Any]]) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .annotations_files import annotated_samples
+from .checks import check_room
 from .files import (
     IMAGE_ENDINGS,
     MASK_ENDINGS,
@@ -23,7 +24,7 @@ from .files import (
     read_numbers,
     read_pixels,
 )
-from .samples import Samples, check_room
+from .samples import Samples
 
 _SHADES = 8  # so many numbers without a connected pixel are no objects
 # ------------------------------------------------------------------------------ pictures of masks

@@ -1,6 +1,5 @@
 """Images with their true masks, from COCO annotations."""
 
-import json
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..model.mask_ops import rle_to_mask
+from .checks import check_near, objects_in, read_json, room_for, whole_number
 from .files import read_pixels
-from .samples import Samples, check_room
-
-_REACH = 1
-"""How far beyond the image, in sides of it, a polygon may reach."""
+from .samples import Samples
 
 
 def coco_samples(
@@ -51,7 +48,7 @@ def coco_samples(
         if not listed:
             raise ValueError("it has no annotation")
         height, width = image.shape[:2]
-        size_hw = (_whole(entry, "height", height), _whole(entry, "width", width))
+        size_hw = (whole_number(entry, "height", height), whole_number(entry, "width", width))
         if size_hw != (height, width):
             raise ValueError(
                 f"the annotations are for {size_hw[1]} x {size_hw[0]} pixels, the image has "
@@ -66,10 +63,9 @@ def _masks(
     listed: Sequence[dict[str, Any]], size_hw: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The masks of the single objects (P, H, W), and where crowds hide what is not known."""
-    is_crowd = [bool(_whole(annotation, "iscrowd", 0)) for annotation in listed]
+    is_crowd = [bool(whole_number(annotation, "iscrowd", 0)) for annotation in listed]
     singles = [one for one, crowd in zip(listed, is_crowd, strict=True) if not crowd]
-    check_room(len(singles), size_hw)
-    masks = np.zeros((len(singles), *size_hw), bool)
+    masks = room_for(len(singles), size_hw)
     for mask, annotation in zip(masks, singles, strict=True):
         mask[:] = _mask(annotation, size_hw)
     if not any(is_crowd):
@@ -79,22 +75,6 @@ def _masks(
         if crowd:
             ignored |= _mask(annotation, size_hw)
     return masks, ignored & ~masks.any(axis=0)  # what is annotated on its own is known
-
-
-def read_json(path: Path) -> Any:
-    """What is in a JSON file.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file.") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} cannot be read as JSON: it is nested too deep.") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
 
 
 def _checked(path: Path, content: Any) -> dict[str, Any]:
@@ -107,11 +87,10 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
     if not content["images"]:
         raise ValueError(f"{path} lists no images.")
     for name in ("images", "annotations"):
-        for entry in content[name]:
-            if not isinstance(entry, dict):
-                raise ValueError(
-                    f'{path}: expected objects {{...}} in "{name}", got {reprlib.repr(entry)}.'
-                )
+        try:
+            objects_in(content, name)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}.") from error
     for entry in content["images"]:
         if not {"id", "file_name"} <= entry.keys():
             raise ValueError(
@@ -130,21 +109,6 @@ def _key(identifier: Any) -> Any:
     if isinstance(identifier, str):
         return int(identifier) if identifier.isascii() and identifier.isdigit() else identifier
     return identifier if isinstance(identifier, (int, float)) else None
-
-
-def _whole(entry: dict[str, Any], name: str, default: int) -> int:
-    """A whole number of an entry, also one in quotes.
-
-    Raises:
-        ValueError: It is none.
-    """
-    value = entry.get(name, default)
-    try:
-        if float(value) == int(float(value)):
-            return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError(f'"{name}" must be a whole number, got {reprlib.repr(value)}')
 
 
 def _mask(annotation: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray:
@@ -167,7 +131,7 @@ def _from_runs(rle: dict[str, Any], where: str, size_hw: tuple[int, int]) -> np.
     size = rle["size"]
     if not isinstance(size, (list, tuple)) or len(size) != 2:
         raise ValueError(f"{where}: size must be [height, width], got {reprlib.repr(size)}")
-    height, width = (_whole({"size": value}, "size", 0) for value in size)
+    height, width = (whole_number({"size": value}, "size", 0) for value in size)
     if (height, width) != size_hw:
         raise ValueError(
             f"{where} has {width} x {height} pixels, the image {size_hw[1]} x {size_hw[0]}"
@@ -200,21 +164,9 @@ def _polygons(segmentation: list[Any], where: str, size_hw: tuple[int, int]) -> 
             corners = corners.reshape(-1)  # pairs of x and y
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2:
             raise ValueError(f"{where}: a polygon must have x and y of at least three corners")
-        _check_near(corners.reshape(-1, 2), where, size_hw)
+        check_near(corners.reshape(-1, 2), where, size_hw)
         polygons.append(corners)
     return polygons
-
-
-def _check_near(corners: np.ndarray, where: str, size_hw: tuple[int, int]) -> None:
-    """Refuses corners (n, 2) that cannot be meant, for which all memory would be asked."""
-    size_xy = np.array(size_hw[::-1])
-    is_near = (corners >= -_REACH * size_xy) & (corners <= (1 + _REACH) * size_xy)  # not for NaN
-    if not is_near.all():
-        x, y = corners[~is_near.all(axis=1)][0]
-        raise ValueError(
-            f"{where}: a corner at ({x:g}, {y:g}) is far outside the image of {size_hw[1]} x "
-            f"{size_hw[0]}"
-        )
 
 
 def _filled_polygons(polygons: Sequence[np.ndarray], size_hw: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..model.mask_ops import rle_to_mask
-from .annotations_coco import coco_samples, read_json
+from .annotations_coco import coco_samples
+from .checks import objects_in, read_json, room_for
 from .files import IMAGE_ENDINGS, read_pixels
 from .geojson import geojson_masks
 from .labelme import labelme_masks
@@ -93,8 +94,11 @@ def _image_path(file: Path, named: str, images: str | Path | None) -> Path:
 
 
 def _record_masks(content: Mapping[str, Any], size_hw: tuple[int, int]) -> np.ndarray:
-    masks = [rle_to_mask(run_lengths(record, size_hw)) for record in content["masks"]]
-    return np.array(masks, bool).reshape(-1, *size_hw)
+    records = objects_in(content, "masks")
+    masks = room_for(len(records), size_hw)
+    for mask, record in zip(masks, records, strict=True):
+        mask[:] = rle_to_mask(run_lengths(record, size_hw))
+    return masks
 
 
 _KINDS: tuple[tuple[set[str], Callable[[Any], str], _Masks], ...] = (

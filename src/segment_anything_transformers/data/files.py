@@ -6,8 +6,10 @@ begins with its path.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -180,11 +182,17 @@ def _shape_in(picture: Image.Image) -> np.ndarray | None:
     )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either complete or not there, whenever the work is cut off."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of the path when all went well.
+
+    It is complete or as it was before, whenever the work is cut off. Its folder is made if need be.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        unfinished.write_bytes(content)
+        with unfinished.open("wb") as file:
+            yield file
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

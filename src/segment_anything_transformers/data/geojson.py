@@ -7,13 +7,15 @@ map. The geometries are valid; with a tolerance of 0 their areas are the masks'.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..model.mask_ops import rle_area
-from .outlines import Polygon, fill
+from .checks import check_near, objects_in, room_for
+from .outlines import fill
 from .polygons import TOLERANCE, mask_polygons
 from .records import SCORES, Record, cropped, label_of, run_lengths
 
@@ -96,18 +98,34 @@ def geojson_masks(content: Mapping[str, Any], size_hw: tuple[int, int]) -> np.nd
     Raises:
         ValueError: A feature is no polygon.
     """
-    matrix = _matrix(content.get("image", {}).get("transform"))
-    inverse = np.linalg.inv(matrix[:, :2])
-    masks = []
-    for index, feature in enumerate(content["features"]):
-        geometry: dict[str, Any] = feature.get("geometry") or {}
-        kind, coordinates = geometry.get("type"), geometry.get("coordinates", [])
+    matrix = _matrix(content["image"].get("transform"))
+    features = objects_in(content, "features")
+    masks = room_for(len(features), size_hw)
+    for index, (mask, feature) in enumerate(zip(masks, features, strict=True)):
+        where = f"feature {index} (counted from 0)"
+        geometry: Any = feature.get("geometry") or {}
+        kind = geometry.get("type") if isinstance(geometry, dict) else None
         if kind not in ("Polygon", "MultiPolygon"):
-            raise ValueError(f"feature {index} (counted from 0) is a {kind}, expected a Polygon")
-        mask = np.zeros(size_hw, bool)
+            raise ValueError(f"{where} is a {reprlib.repr(kind)}, expected a Polygon")
+        coordinates = geometry.get("coordinates") or []
         for rings in [coordinates] if kind == "Polygon" else coordinates:
-            positions = [np.asarray(ring, np.float64)[:, :2] - matrix[:, 2] for ring in rings]
-            outer, *holes = [ring @ inverse.T for ring in positions]
-            mask |= fill(Polygon(outer, holes).rings, size_hw)
-        masks.append(mask)
-    return np.array(masks, bool).reshape(-1, *size_hw)
+            mask |= fill(_pixel_rings(rings, matrix, where, size_hw), size_hw)
+    return masks
+
+
+def _pixel_rings(
+    rings: Any, matrix: np.ndarray, where: str, size_hw: tuple[int, int]
+) -> list[np.ndarray]:
+    """A polygon's rings in pixels, (n, 2) each."""
+    try:
+        positions = [np.asarray(ring, np.float64)[:, :2] - matrix[:, 2] for ring in rings]
+        inverse = np.linalg.inv(matrix[:, :2])
+        with np.errstate(over="ignore", invalid="ignore"):
+            turned = [ring @ inverse.T for ring in positions]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{where}: coordinates must be rings of positions [x, y], got {reprlib.repr(rings)}"
+        ) from error
+    for ring in turned:
+        check_near(ring, where, size_hw)
+    return turned

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..model.pictures import UNREADABLE, PictureError
+from .checks import check_near, objects_in, room_for
 from .outlines import paint
+from .pictures import png
 from .polygons import TOLERANCE, mask_polygons, without_holes
 from .records import SCORES, Record, cropped, label_of, run_lengths
 
@@ -75,13 +78,11 @@ def labelme_content(
 
 
 def _mask_shape(mask: np.ndarray, left: int, top: int) -> dict[str, Any]:
-    buffer = BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
     height, width = mask.shape
     return {
         "shape_type": "mask",
         "points": [[left, top], [left + width - 1, top + height - 1]],
-        "mask": b64encode(buffer.getvalue()).decode(),
+        "mask": b64encode(png(mask, one_bit=True)).decode(),
     }
 
 
@@ -94,13 +95,21 @@ def labelme_masks(content: Mapping[str, Any], size_hw: tuple[int, int]) -> np.nd
     Raises:
         ValueError: A shape is of another kind, or has not the points that its kind needs.
     """
-    objects: dict[Any, np.ndarray] = {}
-    for index, shape in enumerate(content["shapes"]):
-        group = shape.get("group_id")
-        key = index if group is None else (shape.get("label"), group)
-        mask = _mask_of_shape(shape, size_hw, f"shape {index} (counted from 0)")
-        objects[key] = objects[key] | mask if key in objects else mask
-    return np.array([*objects.values()], bool).reshape(-1, *size_hw)
+    shapes = objects_in(content, "shapes")
+    numbers: dict[Any, int] = {}  # of objects
+    for index, shape in enumerate(shapes):
+        numbers.setdefault(_object_of(shape, index), len(numbers))
+    masks = room_for(len(numbers), size_hw)
+    for index, shape in enumerate(shapes):
+        mask = masks[numbers[_object_of(shape, index)]]
+        mask |= _mask_of_shape(shape, size_hw, f"shape {index} (counted from 0)")
+    return masks
+
+
+def _object_of(shape: Mapping[str, Any], index: int) -> Any:
+    """What shapes of one object have in common."""
+    group = shape.get("group_id")
+    return index if group is None else repr((shape.get("label"), group))
 
 
 def _mask_of_shape(shape: Mapping[str, Any], size_hw: tuple[int, int], where: str) -> np.ndarray:
@@ -111,6 +120,7 @@ def _mask_of_shape(shape: Mapping[str, Any], size_hw: tuple[int, int], where: st
         raise ValueError(f"{where} is a {kind}, which has no area; expected {', '.join(expected)}")
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < expected[kind]:
         raise ValueError(f"{where}, a {kind}, must have at least {expected[kind]} points [x, y]")
+    check_near(points, where, size_hw)
     if kind == "rectangle":
         (left, top), (right, bottom) = points[:2]
         points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
@@ -127,13 +137,13 @@ def _pasted(
     shape: Mapping[str, Any], points: np.ndarray, size_hw: tuple[int, int], where: str
 ) -> np.ndarray:
     (left, top), (right, bottom) = points.astype(int)
+    mask = np.zeros(size_hw, bool)
+    place = mask[top : bottom + 1, left : right + 1]
     try:
         with Image.open(BytesIO(b64decode(shape["mask"]))) as picture:
-            part = np.asarray(picture).astype(bool)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+            if picture.size != place.shape[::-1] or min(left, top) < 0:
+                raise PictureError(f"its {picture.width} x {picture.height} pixels do not fit")
+            place[:] = np.asarray(picture).astype(bool)
+    except UNREADABLE as error:
         raise ValueError(f"{where} has no mask that can be read ({error})") from error
-    mask = np.zeros(size_hw, bool)
-    if part.shape != mask[top : bottom + 1, left : right + 1].shape or min(left, top) < 0:
-        raise ValueError(f"{where}: its mask of {part.shape} pixels does not fit its points")
-    mask[top : bottom + 1, left : right + 1] = part
     return mask

@@ -34,9 +34,14 @@ def instance_map(size_hw: tuple[int, int], records: Sequence[Record]) -> np.ndar
     return numbers
 
 
-def png(picture: Image.Image | np.ndarray) -> bytes:
-    """The content of a PNG file: a boolean mask as 0 and 255, uint16 with 16 bits."""
+def png(picture: Image.Image | np.ndarray, one_bit: bool = False) -> bytes:
+    """The content of a PNG file: a boolean mask as 0 and 255, uint16 with 16 bits.
+
+    Args:
+        picture: A PIL image, or an array of booleans, uint8 or uint16.
+        one_bit: Whether a boolean mask takes one bit a pixel: smaller, and not for all programs.
+    """
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = BytesIO()
-    (image.convert("L") if image.mode == "1" else image).save(buffer, "PNG")
+    (image.convert("L") if image.mode == "1" and not one_bit else image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -12,9 +12,6 @@ from .files import UNREADABLE
 
 _FAULTS_LISTED = 10
 
-MAX_MASK_BYTES = 4 * 2**30
-"""The most that the masks of one image may take, a byte a pixel of each."""
-
 Faults = Literal["refuse", "skip"]
 
 
@@ -135,21 +132,6 @@ def without_faults(samples: Sequence[Sample], faults: Faults, found: list[str]) 
             found.append(str(error))
             continue
         yield sample
-
-
-def check_room(n_masks: int, size_hw: tuple[int, ...]) -> None:
-    """Refuses masks that would not fit into memory, before they are made.
-
-    Raises:
-        ValueError: They take more than `MAX_MASK_BYTES`.
-    """
-    if n_masks * size_hw[0] * size_hw[1] > MAX_MASK_BYTES:
-        raise ValueError(
-            f"{n_masks} objects in {size_hw[1]} x {size_hw[0]} pixels need "
-            f"{n_masks * size_hw[0] * size_hw[1] / 2**30:.1f} GiB, at most "
-            f"{MAX_MASK_BYTES / 2**30:g} are taken; cut the image into tiles, or, if the numbers "
-            "are no instance ids, save a mask of 0 and 255"
-        )
 
 
 def _check_faults(faults: str) -> None:

@@ -12,33 +12,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, Self
 
 from ..model.mask_ops import rle_to_mask
 from .coco import coco_annotation, coco_categories, coco_image
+from .files import whole_file
 from .geojson import geojson_content
 from .labelme import labelme_content
 from .pictures import instance_map, png
 from .polygons import TOLERANCE
 from .records import Categories, Record, label_of, run_lengths
 from .yolo import read_yolo_names, yolo_description, yolo_lines
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of the path when all went well."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class Writer:

@@ -9,6 +9,7 @@ draw a pixel wide, are more than the mask.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .checks import read_text, room_for
 from .outlines import paint
 from .polygons import TOLERANCE, joined, mask_polygons, without_holes
 from .records import Record, cropped, label_of, run_lengths
@@ -78,18 +80,25 @@ def read_yolo_description(path: Path, split: str) -> tuple[Path, Path]:
         ValueError: It names no folder of images for the split.
     """
     content = _description(path)
-    root = Path(content.get("path") or ".")
+    where, images = content.get("path") or ".", content.get(split)
+    if not isinstance(where, str):
+        raise ValueError(f'{path} must name a folder as "path", got {reprlib.repr(where)}.')
+    root = Path(where)
     root = root if root.is_absolute() else path.parent / root
-    images = content.get(split)
     if not isinstance(images, str):
-        raise ValueError(f'{path} must name one folder of images as "{split}", got {images!r}.')
+        raise ValueError(
+            f'{path} must name one folder of images as "{split}", got {reprlib.repr(images)}.'
+        )
     return root, root / images
 
 
 def _description(path: Path) -> dict[str, Any]:
+    text = read_text(path, "YAML")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deep.") from error
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
         ) from error
@@ -104,6 +113,8 @@ def _names(content: dict[str, Any], path: Path) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(isinstance(number, int) for number in names):
         raise ValueError(f'{path} must have "names", a list, or labels by their numbers.')
+    if not all(isinstance(label, (str, int, float)) for label in names.values()):
+        raise ValueError(f'{path} must have texts as "names", got {reprlib.repr(names)}.')
     return {number: str(label) for number, label in names.items()}
 
 
@@ -114,14 +125,17 @@ def read_yolo_labels(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
         ValueError: A line is no segment; the message gives its number.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, "text").decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise ValueError(f"its labels {path.name} cannot be read ({error})") from error
     rings = [
-        _ring(line.split(), f"{path.name}, line {at}") for at, line in enumerate(lines, 1) if line
+        _ring(line.split(), f"{path.name}, line {at}")
+        for at, line in enumerate(lines, 1)
+        if line.strip()
     ]
-    if rings:
-        masks = np.stack([paint([ring * size_hw[::-1]], size_hw) for ring in rings])
+    masks = room_for(len(rings), size_hw)
+    for mask, ring in zip(masks, rings, strict=True):
+        mask[:] = paint([ring * size_hw[::-1]], size_hw)
     return masks
 
 

@@ -2,13 +2,13 @@
 
 import json
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..data.pictures import png
 from ..model.mask_ops import rle_to_mask
 from ..prediction.mask_generator import SAMAutomaticMaskGenerator
 from ..prediction.object_masks import mask_records, segment_object, zoom_to_object
@@ -190,9 +190,7 @@ class DemoSession:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("masks.json", json.dumps(description))
             for index, mask in enumerate(self.masks):
-                buffer = BytesIO()
-                Image.fromarray(mask).save(buffer, "PNG")
-                archive.writestr(f"mask_{index:03d}.png", buffer.getvalue())
+                archive.writestr(f"mask_{index:03d}.png", png(mask, one_bit=True))
 
     def _mark(self, marks: Marks) -> None:
         """Takes a step, to these marks."""

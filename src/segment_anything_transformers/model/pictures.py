@@ -260,7 +260,7 @@ def check_is_file(path: Source) -> None:
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from error
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{path}: a folder, not an image")
+        raise IsADirectoryError(f"{path}: a folder, not a file")
     raise OSError(f"{path}: neither a file nor a folder, but a pipe, a socket or a device")
 
 
