@@ -8,10 +8,11 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from benchmarks import threads
 from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
 from tests.tiny import random_model, small_config
 
-THREADS, ROUNDS = 4, 6
+THREADS, ROUNDS = 4, 3
 IMAGES = [
     np.random.default_rng(seed).integers(0, 256, (40 + 20 * seed, 70, 3), np.uint8)
     for seed in range(THREADS)
@@ -33,8 +34,8 @@ def in_threads(work):
         barrier.wait()
         return work(number)
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        return [*threads.map(start, range(THREADS))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [*pool.map(start, range(THREADS))]
 
 
 @pytest.mark.slow
@@ -46,6 +47,22 @@ def test_a_generator_is_shared_by_threads(model, options):
     found = in_threads(lambda number: [generator.generate(IMAGES[number]) for _ in range(ROUNDS)])
     for of_thread, right in zip(found, expected, strict=True):
         assert of_thread == [right] * ROUNDS
+
+
+def test_threads_that_ask_in_every_way_for_a_while(model):
+    """As `python -m benchmarks.threads` does for a minute."""
+    counts = threads.hammered(model, IMAGES, seconds=1.0, threads=THREADS)
+    assert threads.is_sound(counts), counts
+    assert len(counts) == 3
+
+
+def test_wrong_answers_and_errors_are_no_sound_result(model, monkeypatch):
+    answers = iter([np.float32(0), np.float32(1), "no array"] * 99)
+    monkeypatch.setattr(SAMPredictor, "__call__", lambda self, points: [next(answers)])
+    counts = threads.hammered(model, IMAGES[:1], seconds=0.3, threads=1)
+    assert not threads.is_sound(counts)
+    outcomes = {outcome.partition(":")[0] for counted in counts.values() for outcome in counted}
+    assert {"wrong", "AttributeError"} <= outcomes
 
 
 def test_generators_of_one_model_answer_as_alone(model):
