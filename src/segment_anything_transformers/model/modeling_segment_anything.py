@@ -259,7 +259,7 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
 
     def _encode(self, pixel_values: Tensor, record: Record | None) -> Tensor:
         self._check_pixels(pixel_values)
-        dtype = next(self.image_encoder.neck.parameters()).dtype
+        dtype = self._encoder_dtype()
         if record is None:
             return self.image_encoder(pixel_values.to(dtype))
         if not isinstance(self.image_encoder, ImageEncoder):
@@ -268,6 +268,11 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 "and attentions. Leave output_hidden_states and output_attentions out."
             )
         return self.image_encoder(pixel_values.to(dtype), record)
+
+    def _encoder_dtype(self) -> torch.dtype:
+        """The encoder's precision; its weights need not be parameters, as in DataParallel."""
+        weight = getattr(self.image_encoder.neck[1], "weight", None)
+        return next(self.image_encoder.neck.parameters()).dtype if weight is None else weight.dtype
 
     def get_prompt_embeddings(
         self,
@@ -370,6 +375,9 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
         )
         selection = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = self.mask_decoder(*inputs, selection, extras)
+        if self.training and _in_several_processes():
+            nothing = self._zero_of_all_weights(pixel_values is None)
+            logits, scores = logits + nothing, scores + nothing
         loss = None
         if labels is not None:
             loss = segmentation_loss(logits, scores, labels, self.config.mask_threshold)
@@ -381,6 +389,23 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 output.mask_decoder_attentions = tuple(record.decoder_attentions)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
+
+    def _zero_of_all_weights(self, with_encoder: bool) -> Tensor:
+        """A zero that has a gradient for every weight, which is zero.
+
+        DistributedDataParallel waits for a gradient of each, but no call uses all: it asks for one
+        mask or for several, for prompts of some kinds, or brings its image embeddings.
+        """
+        parts = [self.prompt_encoder, self.mask_decoder]
+        parts += [self.image_encoder] if with_encoder else []
+        weights = [
+            weight
+            for part in parts
+            for weight in part.parameters()
+            if weight.requires_grad and type(weight) is nn.Parameter  # not one that is sharded
+        ]
+        zeros = [weight.reshape(-1)[:0].sum() for weight in weights]
+        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
 
     def _record(self, attentions: bool | None, hidden_states: bool | None) -> Record | None:
         """What a call is to keep, where neither argument says so as the configuration does."""
@@ -533,6 +558,10 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
                 f"input_masks must be logits of size {mask_hw}, got {tuple(masks.shape[3:])}. "
                 "SAMPredictor.preprocess_masks brings a mask of the image to this size."
             )
+
+
+def _in_several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _arrange_prompts(

@@ -11,15 +11,23 @@ from ..model.image_processing_segment_anything import SegmentAnythingImageProces
 Preprocessing = Callable[[np.ndarray], np.ndarray]
 
 
-def colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
-    """What the image processor does to an image that is already resized, and not yet padded."""
+class Colours:
+    """What an image processor does to an image that is already resized, and not yet padded.
 
-    def normalise(image: np.ndarray) -> np.ndarray:
+    A class, so that a predictor can be pickled for another process.
+    """
+
+    def __init__(self, processor: SegmentAnythingImageProcessor) -> None:
+        """Keeps the image processor."""
+        self.processor = processor
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The model's input values of an image (h, w, C), uint8, uint16 or float32."""
         is_float = image.dtype == np.float32
         if is_float:
             # Not left to the processor, which would take a black cut-out for one in [0, 1].
-            image = image * np.float32(processor.rescale_factor)
-        features = processor(
+            image = image * np.float32(self.processor.rescale_factor)
+        features = self.processor(
             image,
             do_rescale=not is_float,
             do_resize=False,
@@ -28,8 +36,6 @@ def colours_of(processor: SegmentAnythingImageProcessor) -> Preprocessing:
             return_tensors="np",
         )
         return features["pixel_values"][0].transpose(1, 2, 0)
-
-    return normalise
 
 
 def check_values(pixels: np.ndarray, expects_bytes: bool) -> None:

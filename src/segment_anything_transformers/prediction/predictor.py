@@ -15,7 +15,7 @@ from ..model.image_arrays import read_image
 from ..model.image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
 from ..model.mask_upscaling import MaskUpscaler
 from .backends import GoodMasks, backend_for
-from .colours import Preprocessing, check_values, colours_of
+from .colours import Colours, Preprocessing, check_values
 from .prompts import FOREGROUND, checked_masks, checked_prompts
 from .scene import EncodedImage, Scene, Sight
 from .zoom import MARGIN, OUTSIDE_LOGIT, Region, checked_target
@@ -81,7 +81,7 @@ class SAMPredictor:
         chosen: Any = preprocessing or SegmentAnythingImageProcessor.from_config(self.config)
         # Not isinstance: a class that was loaded from the Hub is another class.
         self._expects_bytes = hasattr(chosen, "image_mean")
-        self.preprocessing = colours_of(chosen) if self._expects_bytes else chosen
+        self.preprocessing = Colours(chosen) if self._expects_bytes else chosen
         self._sight = Sight()
 
     def sibling(self) -> SAMPredictor:
