@@ -72,6 +72,12 @@ class FakeBackend:
         self.encoded.append(pixel_values)
         return pixel_values.mean(axis=(1, 2, 3), dtype=np.float64)
 
+    def to_numpy(self, image_embeddings):
+        return np.asarray(image_embeddings)
+
+    def from_numpy(self, image_embeddings):
+        return image_embeddings
+
     def decode(self, image_embeddings, points, labels, boxes, masks, multimask_output):
         self.decoded.append({"points": points, "labels": labels, "boxes": boxes, "masks": masks})
         given = next(prompt for prompt in (points, boxes, masks) if prompt is not None)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model.modeling_tf_segment_anything import TFSegmentAnythingModel
     from .model.pipeline_segment_anything import SegmentAnythingMaskGenerationPipeline
     from .model.processing_segment_anything import SegmentAnythingProcessor
+    from .prediction.encoded_image import EncodedImage
     from .prediction.mask_generator import SAMAutomaticMaskGenerator
     from .prediction.predictor import SAMPredictor
     from .prediction.visualization import draw_masks, draw_prompts
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "EncodedImage",
     "ImageResizer",
     "SAMAutomaticMaskGenerator",
     "SAMPredictor",
@@ -53,6 +55,7 @@ _MODULES = {
     "export.onnx": ("export_onnx",),
     "training.finetuning": ("finetune",),
     "model.image_processing_segment_anything": ("ImageResizer", "SegmentAnythingImageProcessor"),
+    "prediction.encoded_image": ("EncodedImage",),
     "prediction.mask_generator": ("SAMAutomaticMaskGenerator",),
     "model.modeling_segment_anything": ("SegmentAnythingModel", "SegmentAnythingOutput"),
     "model.modeling_tf_segment_anything": ("TFSegmentAnythingModel",),

@@ -16,7 +16,7 @@ from segment_anything_transformers import (
     SegmentAnythingModel,
 )
 from segment_anything_transformers.cli.main import DEMO_IMAGE
-from segment_anything_transformers.prediction.predictor import PreparedImage
+from segment_anything_transformers.prediction.encoded_image import PreparedImage
 from tests.environments import SOURCE
 from tests.made_once import exported_vit_t
 

@@ -40,6 +40,19 @@ class Backend(Protocol):
         """
         ...
 
+    def to_numpy(self, image_embeddings: Any) -> np.ndarray:
+        """What `encode_images` returned for one image, as an array (1, D, H'', W'') of float32."""
+        ...
+
+    def from_numpy(self, image_embeddings: Any) -> Any:
+        """What `to_numpy` returned, in the framework's own form; what has it already as it is.
+
+        Raises:
+            TypeError: It is neither.
+            ValueError: It has not the shape of one image's embeddings; the message says which.
+        """
+        ...
+
     def decode(
         self,
         image_embeddings: Any,
@@ -96,6 +109,21 @@ class GoodMasks(NamedTuple):
         """Of logits (P, K, H', W') and scores (P, K), those above the threshold, and NaN."""
         prompts, masks = np.nonzero(~(iou_scores <= iou_threshold))
         return cls(mask_logits[prompts, masks], iou_scores[prompts, masks], prompts)
+
+
+def _check_embeddings(
+    shape: tuple[int, ...], config: SegmentAnythingModelConfig, is_channels_last: bool = False
+) -> None:
+    """Raises ValueError for another shape than that of one image's embeddings."""
+    grid_hw = config.grid_size()
+    expected = (
+        (1, *grid_hw, config.embed_dim) if is_channels_last else (1, config.embed_dim, *grid_hw)
+    )
+    if tuple(shape) != expected:
+        raise ValueError(
+            f"This model's image embeddings have the shape {expected}, got {tuple(shape)}: they "
+            "are of another model, of several images, or in another order of axes."
+        )
 
 
 _LOCK = Lock()
@@ -215,6 +243,24 @@ class TorchBackend:
         embeddings.record_stream(callers)
         return embeddings
 
+    def to_numpy(self, image_embeddings: Any) -> np.ndarray:
+        """See `Backend.to_numpy`."""
+        return image_embeddings.detach().float().cpu().numpy()
+
+    def from_numpy(self, image_embeddings: Any) -> Any:
+        """See `Backend.from_numpy`."""
+        import torch
+
+        if isinstance(image_embeddings, np.ndarray):
+            image_embeddings = torch.from_numpy(np.ascontiguousarray(image_embeddings))
+        if not isinstance(image_embeddings, torch.Tensor):
+            raise TypeError(
+                "Image embeddings must be a tensor of PyTorch or an array of numpy, got "
+                f"{type(image_embeddings).__name__}."
+            )
+        _check_embeddings(tuple(image_embeddings.shape), self.config)
+        return image_embeddings.to(self.model.device)
+
     def decode(
         self,
         image_embeddings: Any,
@@ -269,6 +315,21 @@ class KerasBackend:
     def encode_images(self, pixel_values: np.ndarray) -> Any:
         """See `Backend.encode_images`."""
         return self._graphs.encode(pixel_values.transpose(0, 2, 3, 1))
+
+    def to_numpy(self, image_embeddings: Any) -> np.ndarray:
+        """See `Backend.to_numpy`."""
+        return np.asarray(image_embeddings, np.float32).transpose(0, 3, 1, 2)
+
+    def from_numpy(self, image_embeddings: Any) -> Any:
+        """See `Backend.from_numpy`."""
+        from .keras_graphs import as_embeddings
+
+        if isinstance(image_embeddings, np.ndarray):
+            _check_embeddings(image_embeddings.shape, self.config)
+            image_embeddings = image_embeddings.transpose(0, 2, 3, 1)
+        image_embeddings = as_embeddings(image_embeddings, self.model.compute_dtype)
+        _check_embeddings(tuple(image_embeddings.shape), self.config, is_channels_last=True)
+        return image_embeddings
 
     def decode(
         self,

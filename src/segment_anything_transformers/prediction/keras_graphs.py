@@ -147,6 +147,22 @@ def _as_it_is(image_embeddings: Any) -> Any:
     return image_embeddings
 
 
+def as_embeddings(image_embeddings: Any, dtype: str) -> Any:
+    """An array as a tensor of this type; a tensor of Keras' backend as it is.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(image_embeddings, np.ndarray):
+        return keras.ops.convert_to_tensor(image_embeddings, dtype)
+    if not keras.ops.is_tensor(image_embeddings):
+        raise TypeError(
+            "Image embeddings must be a tensor of Keras' backend or an array of numpy, got "
+            f"{type(image_embeddings).__name__}."
+        )
+    return image_embeddings
+
+
 def prompt_groups(count: int, grid_hw: tuple[int, int]) -> list[slice]:
     """Prompt sets that are decoded together: so many that their image tokens fit the cache."""
     length = max(1, _POSITIONS_AT_ONCE[is_on_cpu()] // (grid_hw[0] * grid_hw[1]))

@@ -34,17 +34,18 @@ from ..model.mask_ops import (
 from ..model.mask_upscaling import finish_masks
 from .colours import Preprocessing
 from .crop_seams import by_cut, merge_cut_masks
+from .encoded_image import EncodedImage, PreparedImage, fitted
 from .found_masks import FoundMasks
 from .generator_options import GENERATOR_OPTIONS
 from .look_ahead import in_groups, one_ahead
-from .predictor import PreparedImage, SAMPredictor
-from .scene import EncodedImage
+from .predictor import SAMPredictor
 
 Record = dict[str, Any]
 
-# An image's pixels, and the image as the model takes it; the same once it is encoded.
-_Prepared = tuple[np.ndarray, PreparedImage]
-_Encoded = tuple[np.ndarray, EncodedImage]
+_Image = np.ndarray | Image.Image | EncodedImage
+# An image's pixels, where they are known, and the image as the model takes it, or encoded.
+_Prepared = tuple[np.ndarray | None, PreparedImage | EncodedImage]
+_Encoded = tuple[np.ndarray | None, EncodedImage]
 
 # What `output_mode` can be, and how each makes a "segmentation" of uncompressed run lengths.
 _OUTPUT_MODES: dict[str, Callable[[RLE], Any]] = {
@@ -158,11 +159,17 @@ class SAMAutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
 
-    def generate(self, image: np.ndarray | Image.Image, progress: bool = False) -> list[Record]:
+    def generate(self, image: _Image, progress: bool = False) -> list[Record]:
         """Records of all masks found in an image, the best first.
 
+        An image that is to be clicked, too, need not be encoded twice:
+
+            encoded = generator.predictor.encode_image(image)
+            records = generator.generate(encoded)
+            predictor.set_encoded(encoded)
+
         Args:
-            image: As for `SAMPredictor.set_image`.
+            image: As for `SAMPredictor.set_image`; or encoded, as for `SAMPredictor.set_encoded`.
             progress: Whether to show a bar that counts points.
 
         Returns:
@@ -181,14 +188,15 @@ class SAMAutomaticMaskGenerator:
         Raises:
             FloatingPointError: If the model answers with NaN: its weights are damaged.
             TypeError: If the image is not one.
-            ValueError: If its shape, channels or values do not fit.
+            ValueError: If its shape, channels or values do not fit; or there are crops, and of an
+                encoded image the pixels are not known.
         """
         [encoded] = self._encoded([self._prepared(image)])
         return self._records(*encoded, progress)
 
     def generate_batch(
         self,
-        images: Iterable[np.ndarray | Image.Image],
+        images: Iterable[_Image],
         progress: bool = False,
         images_per_batch: int = 1,
     ) -> Iterator[list[Record]]:
@@ -219,7 +227,7 @@ class SAMAutomaticMaskGenerator:
         return self._records_of_groups(images, images_per_batch, progress)
 
     def _records_of_groups(
-        self, images: Iterable[np.ndarray | Image.Image], length: int, progress: bool
+        self, images: Iterable[_Image], length: int, progress: bool
     ) -> Iterator[list[Record]]:
         """The records of each image; what comes next is made in a thread meanwhile."""
         groups = in_groups(images, self._prepared, length)
@@ -236,18 +244,29 @@ class SAMAutomaticMaskGenerator:
                 bar.update()
                 yield records
 
-    def _prepared(self, image: np.ndarray | Image.Image) -> _Prepared:
-        """An image's pixels, and as the model takes it."""
-        pixels = self.predictor.read_image(image)
-        return pixels, self.predictor.prepare(pixels)
+    def _prepared(self, image: _Image) -> _Prepared:
+        """An image's pixels, and as the model takes it; encoded where it is so already."""
+        if not isinstance(image, EncodedImage):
+            pixels = self.predictor.read_image(image)
+            return pixels, self.predictor.prepare(pixels)
+        if self.crop_n_layers and image.pixels is None:
+            raise ValueError(
+                "Crops are encoded one by one, and of this image only the embedding is known. Give "
+                "the image itself, or what encode_image(image) returns, or set crop_n_layers=0."
+            )
+        return image.pixels, fitted(image, self.predictor.backend)
 
     def _encoded(self, images: list[_Prepared]) -> list[_Encoded]:
         """The pixels of some images, and as prompts can be asked about them."""
-        pixels, prepared = zip(*images, strict=True)
-        return [*zip(pixels, self.predictor.encode(prepared), strict=True)]
+        new = [image for _, image in images if isinstance(image, PreparedImage)]
+        made = iter(self.predictor.encode(new) if new else ())
+        return [
+            (pixels, image if isinstance(image, EncodedImage) else next(made))
+            for pixels, image in images
+        ]
 
     def _records(
-        self, pixels: np.ndarray, encoded: EncodedImage, progress: bool = False
+        self, pixels: np.ndarray | None, encoded: EncodedImage, progress: bool = False
     ) -> list[Record]:
         masks = self._masks_of(pixels, encoded, progress)
         if self.min_mask_region_area > 0:
@@ -255,15 +274,17 @@ class SAMAutomaticMaskGenerator:
             masks = masks.without_small_regions(self.min_mask_region_area, nms_thresh)
         return [self._record(*row) for row in zip(*masks, strict=True)]
 
-    def _masks_of(self, pixels: np.ndarray, encoded: EncodedImage, progress: bool) -> FoundMasks:
+    def _masks_of(
+        self, pixels: np.ndarray | None, encoded: EncodedImage, progress: bool
+    ) -> FoundMasks:
         """The image's masks without duplicates, with crops those of the smallest first."""
-        size_hw = pixels.shape[:2]
+        size_hw = encoded.resizer.src_size
         boxes, layers = crop_boxes(size_hw, self.crop_n_layers, self.crop_overlap_ratio)
         n_points = sum(len(self.point_grids[layer]) for layer in layers)
         found: dict[int, list[FoundMasks]] = {}
         with tqdm(total=n_points, desc="Points", unit="point", disable=not progress) as bar:
             for box, layer in zip(boxes, layers.tolist(), strict=True):
-                if layer > 0:  # the image itself is encoded already
+                if layer > 0 and pixels is not None:  # the image itself is encoded already
                     left, top, right, bottom = box
                     crop = self.predictor.prepare(pixels[top:bottom, left:right])
                     [encoded] = self.predictor.encode([crop])
@@ -290,7 +311,7 @@ class SAMAutomaticMaskGenerator:
         points = grid * (right - left, bottom - top)
         parts = []
         predictor = self.predictor.sibling()  # other threads look at other crops
-        predictor.set_encoded(crop)
+        predictor.look_at(crop)
         while len(points):
             waiting = len(points)
             batch, points = self._next_batch(points)

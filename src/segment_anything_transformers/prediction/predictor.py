@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,18 +16,10 @@ from ..model.image_processing_segment_anything import ImageResizer, SegmentAnyth
 from ..model.mask_upscaling import MaskUpscaler
 from .backends import GoodMasks, backend_for
 from .colours import Colours, Preprocessing, check_values
+from .encoded_image import EncodedImage, PreparedImage, fitted, model_name
 from .prompts import FOREGROUND, checked_masks, checked_prompts
-from .scene import EncodedImage, Scene, Sight
+from .scene import Scene, Sight
 from .zoom import MARGIN, OUTSIDE_LOGIT, Region, checked_target
-
-
-class PreparedImage(NamedTuple):
-    """An image as the model takes it."""
-
-    pixel_values: np.ndarray
-    """(C, H, W) float32, resized, normalised and padded."""
-    resizer: ImageResizer
-    """Knows its original size and where it lies in the input."""
 
 
 class SAMPredictor:
@@ -101,9 +93,10 @@ class SAMPredictor:
 
     @property
     def image_embeddings(self) -> Any:
-        """The embeddings (1, D, H'', W'') of the image, or of the part that it is zoomed to.
+        """The embeddings of the image, or of the part that it is zoomed to.
 
-        A tensor of the model's framework.
+        A tensor of the model's framework: (1, D, H'', W'') in PyTorch, (1, H'', W'', D) in Keras.
+        `save_encoded` keeps them.
 
         Raises:
             RuntimeError: If no image is set.
@@ -145,8 +138,29 @@ class SAMPredictor:
         """
         pixels = self.read_image(image)
         self.clear_image()
+        self.look_at(self._encoded(pixels))
+
+    def encode_image(self, image: np.ndarray | Image.Image) -> EncodedImage:
+        """An image, encoded; sets none, so that it may run in another thread than the prompts.
+
+        Takes and raises what `set_image` does. `set_encoded` sets it, in this predictor and in
+        others of the same model, and `SAMAutomaticMaskGenerator.generate` takes it, too: an image
+        is encoded once for both.
+        """
+        return self._encoded(self.read_image(image))
+
+    def _encoded(self, pixels: np.ndarray) -> EncodedImage:
         [encoded] = self.encode([self.prepare(pixels)])
-        self._sight.look_at(Scene(encoded, encoded, None, pixels))
+        return encoded._replace(pixels=pixels)
+
+    @property
+    def encoded_image(self) -> EncodedImage:
+        """The image, all of it, as `set_encoded` takes it.
+
+        Raises:
+            RuntimeError: If no image is set.
+        """
+        return self._require_image().whole
 
     def zoom(self, target: np.ndarray | Sequence[float] | None, margin: float = MARGIN) -> None:
         """Looks at a part of the image more closely: the part is encoded, as large as will fit.
@@ -219,12 +233,45 @@ class SAMPredictor:
         """Some images, encoded together."""
         embeddings = self.backend.encode_images(np.stack([image.pixel_values for image in images]))
         return [
-            EncodedImage(embeddings[index : index + 1], image.resizer)
+            EncodedImage(
+                embeddings[index : index + 1], image.resizer, None, model_name(self.backend)
+            )
             for index, image in enumerate(images)
         ]
 
-    def set_encoded(self, image: EncodedImage) -> None:
-        """Takes the image in place of an earlier one. It cannot be zoomed."""
+    def save_encoded(self, path: str | os.PathLike[str]) -> None:
+        """Writes the image's embeddings and sizes to a file, to be set again by `set_encoded`.
+
+        Models of both frameworks read it. The image's pixels are not in it.
+
+        Args:
+            path: The file, `.safetensors` or `.npz`.
+
+        Raises:
+            RuntimeError: If no image is set.
+            ValueError: If the path has another ending.
+        """
+        image = self.encoded_image
+        image.save(path, self.backend.to_numpy(image.image_embeddings))
+
+    def set_encoded(self, image: EncodedImage | str | os.PathLike[str]) -> None:
+        """Takes an image that is encoded already, in place of an earlier one.
+
+        Without its pixels, as from a file, it cannot be zoomed.
+
+        Args:
+            image: What `encode_image`, `encoded_image` or `EncodedImage.load` returned, or the file
+                that `save_encoded` wrote.
+
+        Raises:
+            OSError: There is no such file.
+            TypeError: It is neither an encoded image nor a path.
+            ValueError: It is of another model: the embeddings have another shape or another name.
+        """
+        self.look_at(fitted(image, self.backend))
+
+    def look_at(self, image: EncodedImage) -> None:
+        """As `set_encoded`, for what `encode` of this predictor or of a sibling returned."""
         self._sight.look_at(Scene(image, image))
 
     def __call__(
@@ -299,7 +346,7 @@ class SAMPredictor:
         multimask_output: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `predict_logits`."""
-        embeddings, resizer = scene.seen
+        embeddings, resizer = scene.seen[:2]
         mask_hw = self.config.mask_size()
         prompts = checked_prompts(points, labels, boxes, masks, mask_hw, scene.size_hw)
         if scene.region:
@@ -329,7 +376,7 @@ class SAMPredictor:
             RuntimeError: If no image is set.
         """
         scene = self._require_image()
-        embeddings, resizer = scene.seen
+        embeddings, resizer = scene.seen[:2]
         labels = np.full(points.shape[:-1], FOREGROUND, np.int64)
         points = resizer.scale_points(points - np.array(scene.part[:2]))
         good = self.backend.decode_above(embeddings, points, labels, iou_threshold)

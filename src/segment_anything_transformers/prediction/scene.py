@@ -12,20 +12,12 @@ from __future__ import annotations
 import weakref
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..model.image_processing_segment_anything import ImageResizer
+from .encoded_image import EncodedImage
 from .zoom import Region
-
-
-class EncodedImage(NamedTuple):
-    """An image that prompts can be asked about."""
-
-    image_embeddings: Any
-    """(1, D, H'', W''), a tensor of the model's framework."""
-    resizer: ImageResizer
 
 
 class Scene(NamedTuple):
@@ -36,8 +28,11 @@ class Scene(NamedTuple):
     """All of the image, or the part that it is zoomed to."""
     region: Region | None = None
     """The part; None for all of the image."""
-    pixels: np.ndarray | None = None
-    """Unless only its embedding is known."""
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """The image (H0, W0, C), unless only its embedding is known."""
+        return self.whole.pixels
 
     @property
     def size_hw(self) -> tuple[int, int]:
