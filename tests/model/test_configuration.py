@@ -152,7 +152,8 @@ WRONG = {
     "rate": ({"encoder_drop_rate": 1.0}, r"encoder_drop_rate must lie in \[0, 1\), got 1.0"),
     "mean": ({"mean": (0.5,)}, r"mean and std need 3 values each.*got 1 and 3"),
     "std": ({"std": (0.2, 0.0, 0.2)}, r"std must be positive"),
-    "mask width": ({"prompt_mask_hidden_dim": 6}, r"must be a multiple of 4"),
+    "mask width": ({"prompt_mask_hidden_dim": 3}, r"prompt_mask_hidden_dim must be at least 4"),
+    "width": ({"embed_dim": 4, "decoder_nb_heads": 2}, r"embed_dim must be at least 8, got 4"),
     "ratio": ({"encoder_mlp_ratio": 0.0}, r"encoder_mlp_ratio must be positive"),
     "window": ({"encoder_window_size": -1}, r"encoder_window_size must be an integer, 0"),
 }

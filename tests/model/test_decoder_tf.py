@@ -48,6 +48,20 @@ def test_both_forms_equal_the_one_that_writes_everything_out(models, names):
 
 
 @torch.no_grad()
+def test_widths_that_the_layers_divide_are_rounded_down():
+    theirs = random_model(small_config(embed_dim=12, decoder_nb_heads=3, prompt_mask_hidden_dim=6))
+    ours = TFSegmentAnythingModel(theirs.config)
+    ours.load_state_dict({name: w.numpy() for name, w in theirs.state_dict().items()})
+    embeddings = theirs.get_image_embeddings(random_images(theirs.config))
+    prompts = random_prompts(theirs.config)
+    expected = theirs.decode(embeddings, *prompts.values())
+    for is_fast in (True, False):
+        outputs = keras_decode(ours, is_fast, embeddings, prompts)
+        for output, of_torch in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(output, of_torch.numpy(), **TOLERANCE)
+
+
+@torch.no_grad()
 def test_many_points_and_a_mask_for_all_prompt_sets(models):
     theirs, ours = models
     embeddings = theirs.get_image_embeddings(random_images(theirs.config))

@@ -119,3 +119,29 @@ def test_a_batch_of_images_with_a_box_each_is_decoded_as_medsam_does(models):
         expected = decode_with_meta(sam, embeddings[image], None, None, box[None], None, False)
         assert_close(masks[image], expected[0][0], **TOLERANCE)
         assert_close(scores[image], expected[1][0], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_widths_that_the_layers_divide_are_rounded_down_as_by_meta():
+    """As in tfimm's own test configuration, whose embeddings are 12 wide."""
+    model = random_model(
+        square_config(
+            embed_dim=12, decoder_nb_heads=3, prompt_mask_hidden_dim=6, input_size=(64, 64)
+        )
+    )
+    sam = meta_model(model)
+    pixels, prompts = random_images(model.config, count=1), random_prompts(model.config, images=1)
+    prompts["input_boxes"] = prompts["input_boxes"][:, :, :1]
+    prompts["input_masks"] = prompts["input_masks"][:, :, :1]
+    output = model(pixels, **prompts)
+    logits, scores = decode_with_meta(
+        sam,
+        sam.image_encoder(pixels)[0],
+        prompts["input_points"][0],
+        prompts["input_labels"][0],
+        prompts["input_boxes"][0, :, 0],
+        prompts["input_masks"][0],
+        True,
+    )
+    assert_close(output.pred_masks[0], logits, **TOLERANCE)
+    assert_close(output.iou_scores[0], scores, **TOLERANCE)

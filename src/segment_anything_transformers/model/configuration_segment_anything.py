@@ -518,8 +518,6 @@ def _check_widths(config: SegmentAnythingModelConfig) -> None:
     divisors = (
         ("encoder_embed_dim", "encoder_nb_heads", config.encoder_nb_heads),
         ("embed_dim", "decoder_nb_heads times 2", DECODER_DOWNSAMPLING * config.decoder_nb_heads),
-        ("embed_dim", "8, the width of the upscaled embeddings", 8),
-        ("prompt_mask_hidden_dim", "4, the first layer's narrowing", 4),
     )
     for field, reason, divisor in divisors:
         width = getattr(config, field)
@@ -528,6 +526,10 @@ def _check_widths(config: SegmentAnythingModelConfig) -> None:
                 f"{field} {width} must be a multiple of {divisor} ({reason}), "
                 f"the next one is {width + divisor - width % divisor}."
             )
+    # Meta's layers divide these widths and round down; one channel has to be left.
+    for field, least in (("embed_dim", 8), ("prompt_mask_hidden_dim", 4)):
+        if getattr(config, field) < least:
+            raise ValueError(f"{field} must be at least {least}, got {getattr(config, field)}.")
 
 
 def _check_channels(config: SegmentAnythingModelConfig) -> None:

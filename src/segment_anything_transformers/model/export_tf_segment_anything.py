@@ -29,6 +29,12 @@ def export_model(
     **converter_options: Any,
 ) -> None:
     """Writes the model's two parts into a folder; see `TFSegmentAnythingModel.export`."""
+    if format == "onnx":
+        raise ValueError(
+            "ONNX is written from the PyTorch class, which has the same weights: "
+            "`model.save_pretrained(folder)`, then "
+            "`export_onnx(SegmentAnythingModel.from_pretrained(folder), output)`."
+        )
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
     if keras.backend.backend() != "tensorflow":

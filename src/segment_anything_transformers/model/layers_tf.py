@@ -4,7 +4,8 @@ Everything is channels last: images (N, H, W, C), image embeddings (N, H'', W'',
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -40,6 +41,17 @@ _HIDDEN = -3e4
 
 IS_LOADING: ContextVar[bool] = ContextVar("IS_LOADING", default=False)
 """Whether weights come from a file, so that none are drawn: JAX compiles the draw of each shape."""
+
+
+@contextmanager
+def policy_of_layers(policy: Any) -> Iterator[None]:
+    """Gives the layers that are made inside a dtype policy of Keras: it does not reach them."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def uniform() -> Any:

@@ -30,7 +30,7 @@ from .configuration_segment_anything import MASK_UPSCALING, SegmentAnythingModel
 from .export_tf_segment_anything import export_model
 from .fast_decoder_tf import FastDecoder, SharedImage
 from .image_encoder_tf import ImageEncoder
-from .layers_tf import IS_LOADING
+from .layers_tf import IS_LOADING, policy_of_layers
 from .loss_tf_segment_anything import (
     check_values,
     interactive_loss,
@@ -52,6 +52,8 @@ IMAGE_ENCODERS: dict[str, type[ImageEncoder] | type[TinyViTEncoder]] = {
 _DENSE_AXES = (1, 0)
 _CONVOLUTION_AXES = (2, 3, 1, 0)
 _DEPTHWISE_AXES = (2, 3, 0, 1)
+_PACKED = frozenset({"int8", "int4", "gptq", "awq"})
+"""How Keras quantises a layer such that its weights are whole numbers."""
 
 
 def _named_weights(
@@ -61,6 +63,12 @@ def _named_weights(
 
     The names are those of the attributes that lead there, as in the PyTorch class.
     """
+    if getattr(layer, "quantization_mode", None) in _PACKED:
+        raise ValueError(
+            f"{prefix[:-1]} is quantised ({layer.quantization_mode}), and PyTorch's class has no "
+            'such weights. Save the model as Keras does, `model.save("sam.keras")`, or its weights '
+            "before they are quantised."
+        )
     if isinstance(layer, (layers.Dense, layers.Conv2D, layers.Conv2DTranspose)):
         is_dense = isinstance(layer, layers.Dense)
         yield f"{prefix}weight", layer.kernel, _DENSE_AXES if is_dense else _CONVOLUTION_AXES
@@ -160,13 +168,10 @@ class TFSegmentAnythingPreTrainedModel(keras.Model, PushToHubMixin):
         )
         if unknown:
             raise TypeError(f"Unknown options {sorted(unknown)}.")
-        policy = keras.config.dtype_policy()
         is_loading = IS_LOADING.set(True)
         try:
-            keras.config.set_dtype_policy(dtype or policy)
-            model = cls(config)
+            model = cls(config) if dtype is None else cls(config, dtype=dtype)
         finally:
-            keras.config.set_dtype_policy(policy)
             IS_LOADING.reset(is_loading)
         model.load_state_dict(weights)
         return model
@@ -212,12 +217,16 @@ class TFSegmentAnythingPreTrainedModel(keras.Model, PushToHubMixin):
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
+@keras.saving.register_keras_serializable("segment_anything_transformers")
 class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
     """Segment Anything: masks for points, boxes and masks in an image.
+
+    Keras' own ways to save and load it, `model.save("sam.keras")` and so on, work, too.
 
     Attributes:
         clicks: Corrections that a step of `fit` simulates. With 0 it learns from the prompts of the
             inputs alone; otherwise from prompts that it draws itself, see `interactive_loss`.
+        output_names: What Keras calls the results of `call`, in their order.
     """
 
     def __init__(self, config: SegmentAnythingModelConfig, **kwargs: Any) -> None:
@@ -225,22 +234,62 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
 
         Args:
             config: The configuration.
-            kwargs: What `keras.Model` takes.
+            kwargs: What `keras.Model` takes: `name`, `trainable`, and `dtype`, a dtype policy such
+                as "mixed_bfloat16".
         """
         super().__init__(config, **kwargs)
         self.clicks = 0
+        self.output_names = _OUTPUT_NAMES
         self.iou_tracker = keras.metrics.Mean("iou")
-        self._is_fitting = False
-        self.image_encoder = IMAGE_ENCODERS[config.encoder_type](config)
-        self.prompt_encoder = PromptEncoder(config)
-        self.mask_decoder = MaskDecoder(config)
-        self.build()
+        self._is_fitting = self._gives_logits = False
+        with policy_of_layers(self.dtype_policy):
+            self.image_encoder = IMAGE_ENCODERS[config.encoder_type](config)
+            self.prompt_encoder = PromptEncoder(config)
+            self.mask_decoder = MaskDecoder(config)
+            self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Makes the weights."""
         for part in (self.image_encoder, self.prompt_encoder, self.mask_decoder):
             part.build()
         self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """All that makes the model anew but its weights, in JSON's types, see `from_config`."""
+        quantised = {
+            str(index): keras.saving.serialize_keras_object(layer.quantization_config)
+            for index, layer in enumerate(self._flatten_layers())
+            if getattr(layer, "quantization_mode", None) is not None
+        }
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "clicks": self.clicks,
+            "quantised": quantised,
+            "config": json.loads(self.config.to_json_string(use_diff=False)),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """The model that `get_config` described, with random weights.
+
+        Args:
+            config: What `get_config` returned.
+            custom_objects: Of Keras, not needed.
+        """
+        fields = {**config}
+        clicks, quantised = fields.pop("clicks"), fields.pop("quantised")
+        made = cls.config_class.from_dict(fields.pop("config"))
+        fields["dtype"] = keras.dtype_policies.get(fields["dtype"])
+        model = cls(made, **fields)
+        model.clicks = clicks
+        layers_in_order = [*model._flatten_layers()]
+        for index, way in quantised.items():
+            layers_in_order[int(index)].quantize(
+                config=keras.saving.deserialize_keras_object(way, custom_objects)
+            )
+        return model
 
     @property
     def dummy_inputs(self) -> dict[str, Any]:
@@ -340,7 +389,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         decode = self.decode_fast if is_fast else self.decode
         logits, scores = decode(embeddings, *prompts, selection)
         masks = self._at_input_size(logits)
-        if not return_logits:
+        if not (return_logits or self._gives_logits):
             masks = masks > self.mask_threshold
         results: tuple[Any, ...] = (masks, scores, logits)
         results = results if has_sets else tuple(result[:, 0] for result in results)
@@ -527,11 +576,16 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The paper's loss, unless `compile` was given another one.
+        """The paper's loss, unless `compile` was given others.
 
         `fit` and `evaluate` decode all masks: the single one learns, and the best of the multiple
         ones. They report the mean IoU of the one that the model rates highest as `iou`. With
         `clicks`, `fit` learns from a simulated interaction instead.
+
+        Losses of one's own are three, one for each result of `call`: logits of the masks at the
+        size of the model input, scores, and low-resolution logits. A list `compile(loss=[None,
+        None, "binary_crossentropy"])` takes three truths in that order, a dictionary with the keys
+        of `output_names` takes a dictionary.
 
         Args:
             x: The inputs, as `call` takes them.
@@ -548,6 +602,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
                 get an array `y`, not in a data set.
         """
         if self._compile_loss is not None:
+            _check_own_truth(y)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         if y is None or sample_weight is not None:
             raise ValueError(
@@ -570,7 +625,7 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
             loss = interactive_loss(decode, labels, input_hw, self.mask_threshold, self.clicks)
         else:
             loss = loss_of_all_masks(logits, scores, labels, self.mask_threshold)
-        return loss + sum(self.losses)
+        return _share_of_replicas(loss + sum(self.losses))
 
     def train_step(self, *args: Any) -> Any:
         """One step of `fit`, on all masks."""
@@ -629,12 +684,17 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Makes `call` return all masks, the single one first, where no caller can ask for it."""
+        """Makes `call` return what a loss needs, where no caller can ask for it.
+
+        For the paper's loss that is all masks, the single one first; for those of `compile` logits
+        instead of boolean masks, which have no gradients.
+        """
         self._is_fitting = self._compile_loss is None
+        self._gives_logits = not self._is_fitting
         try:
             yield
         finally:
-            self._is_fitting = False
+            self._is_fitting = self._gives_logits = False
 
     def export(
         self,
@@ -669,6 +729,28 @@ class TFSegmentAnythingModel(TFSegmentAnythingPreTrainedModel):
         export_model(self, Path(filepath), format, input_size, bool(verbose), **converter_options)
 
 
+def _share_of_replicas(loss: Any) -> Any:
+    """A loss as its part of the mean over all replicas of `tf.distribute`: Keras adds them up."""
+    if keras.backend.backend() != "tensorflow":
+        return loss
+    from tensorflow import distribute
+
+    return loss / distribute.get_strategy().num_replicas_in_sync
+
+
+def _check_own_truth(y: Any) -> None:
+    """Refuses another truth for losses of one's own than one for each result of `call`."""
+    if not isinstance(y, (list, tuple, dict)) or len(y) != len(_OUTPUT_NAMES):
+        got = f"{len(y)} of them" if isinstance(y, (list, tuple, dict)) else type(y).__name__
+        raise ValueError(
+            "Losses given to `compile` are a list of three, or a dictionary with the keys "
+            f"{_OUTPUT_NAMES}, None for no loss; and so are the true values for each result of the "
+            f"model, got {got}. Without a loss, `compile(optimizer)`, true masks are enough: the "
+            "model has the paper's loss."
+        )
+
+
+_OUTPUT_NAMES = ["masks", "scores", "logits"]
 _IMAGE_NAMES = ("images", "pixel_values", "image_embeddings")
 _PROMPT_NAMES = ("points", "labels", "boxes", "masks")
 _OTHER_NAMES = ("original_sizes", "reshaped_input_sizes")
