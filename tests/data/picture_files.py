@@ -1,4 +1,4 @@
-"""The same picture in thirty files of different kinds, and what every reader makes of them.
+"""The same picture in some thirty files of different kinds, and what every reader makes of them.
 
 The picture is 30 pixels wide and 20 high; it grows lighter to the right (as a square) and a little
 darker downwards, so that a turn, a flip or a clipped range changes it.
@@ -74,6 +74,17 @@ def _turned(orientation):
     return save
 
 
+def _plain(orientation, scale):
+    """Turned, and not compressed: PIL maps such a file into memory."""
+
+    def save(path):
+        pixels = np.round(unit() * 255 * scale).astype(np.uint16 if scale > 1 else np.uint8)
+        pixels = np.ascontiguousarray(np.rot90(pixels, {6: 1, 8: 3}[orientation]))
+        tifffile.imwrite(path, pixels, extratags=[(0x0112, "H", 1, orientation, True)])
+
+    return save
+
+
 def _deep(kind, scale, offset=0.0):
     def save(path):
         values = unit() * scale + offset
@@ -128,6 +139,15 @@ FILES = {
     "twelve.tif": (_deep(np.uint16, 4095, 100), False, 60.5),
     "sixteen.png": (_deep(np.uint16, 65535), False, 60.5),
     "sixteen.tif": (_deep(np.uint16, 65535), False, 60.5),
+    "twelve_turned.tif": (_plain(6, 16), False, 60.5),
+    "grey_turned.tif": (_plain(8, 1), False, 60.5),
+    "light_is_low.tif": (
+        lambda path: tifffile.imwrite(
+            path, np.round((1 - unit()) * 4095).astype(np.uint16), photometric="miniswhite"
+        ),
+        False,
+        60.5,
+    ),
     "big_endian.tif": (
         lambda path: tifffile.imwrite(
             path, np.round(unit() * 4095).astype(np.uint16), byteorder=">"

@@ -1,25 +1,15 @@
-"""One reader of pictures: the same thirty files through every door."""
+"""Pictures and masks in files: bands, faults that are named, and masks that are none."""
 
-import base64
 import io
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from transformers.pipelines import MaskGenerationPipeline
 
 from hub_cards.handler import RequestError, _read_image
-from segment_anything_transformers import (
-    SAMAutomaticMaskGenerator,
-    SAMPredictor,
-    SegmentAnythingImageProcessor,
-    SegmentAnythingMaskGenerationPipeline,
-    load_samples,
-)
-from segment_anything_transformers.cli import main as command
+from segment_anything_transformers import SAMPredictor, SegmentAnythingImageProcessor
 from segment_anything_transformers.data.annotations import dataset_samples
 from segment_anything_transformers.data.files import (
     image_size,
@@ -29,135 +19,14 @@ from segment_anything_transformers.data.files import (
     read_picture,
     read_pixels,
 )
-from tests.data.picture_files import FILES, HEIGHT, WIDTH, colour, eight_bits
+from tests.data.picture_files import HEIGHT, WIDTH, colour
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A folder as `load_samples` takes it, with all the files; file names differ without ending."""
-    folder = tmp_path_factory.mktemp("files")
-    for name, (save, _, _) in FILES.items():
-        for part in ("images", "masks"):
-            (folder / name / part).mkdir(parents=True)
-        save(folder / name / "images" / name)
-        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-        mask[2:9, 3:11] = 255
-        stem = name.partition(".")[0]
-        Image.fromarray(mask).save(folder / name / "masks" / f"{stem}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model():
-    return random_model(small_config())
-
-
-@pytest.fixture(scope="module")
-def predictor(model):
-    return SAMPredictor(model)
-
-
-@pytest.fixture(scope="module")
-def generator(model):
-    return SAMAutomaticMaskGenerator(model, points_per_side=2)
-
-
-def by_command(path, request):
-    return np.asarray(command._read_image(str(path), None)[0])
-
-
-def by_predictor(path, request):
-    with Image.open(path) as picture:
-        return request.getfixturevalue("predictor").read_image(picture)
-
-
-def by_generator(path, request):
-    with Image.open(path) as picture:
-        return request.getfixturevalue("generator")._prepared(picture)[0]
-
-
-def by_processor(path, request, image=None):
-    plain = SegmentAnythingImageProcessor(
-        do_resize=False, do_pad=False, do_rescale=False, do_normalize=False
-    )
-    [pixels] = plain(str(path) if image is None else image, return_tensors=None)["pixel_values"]
-    values = np.moveaxis(np.asarray(pixels), 0, -1)
-    np.testing.assert_array_equal(values, np.round(values))
-    return values.astype(np.uint8)
-
-
-def by_processor_picture(path, request):
-    with Image.open(path) as picture:
-        return by_processor(path, request, picture)
-
-
-def by_pipeline(path, request):
-    seen = []
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    monkeypatch.setattr(
-        MaskGenerationPipeline,
-        "preprocess",
-        lambda self, image, **kwargs: iter([seen.append(image)][:0]),
-    )
-    pipeline = object.__new__(SegmentAnythingMaskGenerationPipeline)
-    list(pipeline.preprocess(str(path)))
-    return np.asarray(seen[0])
-
-
-def by_samples(path, request):
-    """What `evaluate` and `finetune` read."""
-    return load_samples(path.parents[1])[0].image
-
-
-def by_rows(path, request):
-    """And from a data set."""
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[3:5] = True
-    picture = Image.open(io.BytesIO(path.read_bytes()))  # as `datasets` has them
-    return dataset_samples([{"image": picture, "mask": mask}])[0].image
-
-
-def by_page(path, request):
-    app = pytest.importorskip("segment_anything_transformers.demo.app")
-    opened = []
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    monkeypatch.setattr(app, "_seen", lambda visit: ())
-    app._open(SimpleNamespace(open=opened.append), str(path))
-    return np.asarray(opened[0])
-
-
-def by_handler(path, request):
-    if path.suffix in (".png", ".jpg", ".webp"):
-        return np.asarray(_read_image(base64.b64encode(path.read_bytes()).decode()))
-    with Image.open(path) as picture:
-        return np.asarray(_read_image(picture))
-
-
-DOORS = {
-    name.removeprefix("by_"): door for name, door in list(globals().items()) if name[:3] == "by_"
-}
-
-
-def test_there_are_thirty_files_and_ten_doors():
-    assert len(FILES) == 30
-    assert len(DOORS) == 10
-
-
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("name", FILES)
-def test_every_door_reads_every_file_alike(files, request, name, door):
-    _, is_colour, mean = FILES[name]
-    path = files / name / "images" / name
-    pixels = DOORS[door](path, request)
-    expected = colour() if is_colour else np.repeat(eight_bits()[..., None], 3, axis=-1)
-    assert pixels.shape == (HEIGHT, WIDTH, 3)
-    assert pixels.dtype == np.uint8
-    assert image_size(path) == (WIDTH, HEIGHT)
-    assert abs(pixels.mean() - mean) < 0.6
-    loss = 12 if name.endswith(".jpg") else 1
-    assert np.abs(pixels.astype(int) - expected).max() <= loss
+def predictor():
+    return SAMPredictor(random_model(small_config()))
 
 
 def many_bands(path, kind=np.uint16):
@@ -208,20 +77,6 @@ def test_the_command_chooses_bands(run_on_data, tmp_path):
     assert "scene.tif: Expected an image with 3 channels" in error
     with pytest.raises(SystemExit):
         run_on_data("predict scene.tif --point 20,9 --bands 0,1,2")
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_pixels_that_are_no_numbers_are_refused_at_every_door(tmp_path, request, kind):
-    values = np.linspace(0, 1, 600, dtype=kind).reshape(20, 30)
-    values[3, 4] = np.nan
-    tifffile.imwrite(tmp_path / "nan.tif", values)
-    for read in (read_pixels, read_picture):
-        with pytest.raises(ValueError, match="pixels that are NaN or infinite"):
-            read(tmp_path / "nan.tif")
-    if kind == np.float32:  # PIL opens no others
-        for door in (by_predictor, by_generator, by_processor, by_pipeline, by_rows):
-            with pytest.raises(ValueError, match="pixels that are NaN or infinite"):
-                door(tmp_path / "nan.tif", request)
 
 
 def test_files_that_cannot_be_opened_say_why(tmp_path, monkeypatch):

@@ -5,13 +5,17 @@ import socket
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import gradio
+import numpy as np
 import pytest
 from PIL import Image
 
 from segment_anything_transformers.cli.main import main
+from segment_anything_transformers.data.files import read_pixels
 from segment_anything_transformers.demo import app
+from tests.data.picture_files import FILES
 from tests.environments import SOURCE
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -91,3 +95,14 @@ def test_the_command_says_that_gradio_is_missing(monkeypatch, capsys):
     monkeypatch.setattr("segment_anything_transformers.cli.main.find_spec", lambda name: None)
     assert main(["demo", "--serve"]) == 2
     assert "pip install 'segment-anything-transformers[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_page_reads_every_file_as_all_do(name, tmp_path, monkeypatch):
+    """As tests/data/test_doors.py says of the other ways in."""
+    save, _, _ = FILES[name]
+    save(tmp_path / name)
+    opened = []
+    monkeypatch.setattr(app, "_seen", lambda visit: ())
+    app._open(SimpleNamespace(open=opened.append), str(tmp_path / name))
+    np.testing.assert_array_equal(np.asarray(opened[0]), read_pixels(tmp_path / name))

@@ -470,7 +470,7 @@ def test_prompts_that_make_no_sense(predictor, prompts, error, message):
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        ("photo.jpg", TypeError, "got str"),
+        ("photo.jpg", ValueError, "Expected a valid path to an image file.*got 'photo.jpg'"),
         (None, TypeError, "got NoneType"),
         (np.zeros((0, 5, 3)), ValueError, "no pixels"),
         (np.zeros(5), ValueError, r"got shape \(5,\)"),

@@ -1,6 +1,7 @@
 """The command `segment-anything`."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": run_evaluate,
         "finetune": run_finetune,
     }
+    # Remarks on large and damaged files: the command says itself what it does with them.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names that the terminal cannot show must not end it
             stream.reconfigure(errors="backslashreplace")

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..model.pictures import UNREADABLE
 from .annotations_files import annotated_samples
 from .checks import check_room
 from .files import (
     IMAGE_ENDINGS,
     MASK_ENDINGS,
-    UNREADABLE,
     numbers_of_picture,
     pixels_of_picture,
     read_numbers,

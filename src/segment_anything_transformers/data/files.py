@@ -17,15 +17,14 @@ from PIL import Image
 from ..model.pictures import (
     GREY,
     RGB,
-    UNREADABLE,
     PictureError,
     opened,
     picture_pixels,
     picture_size,
     read_picture_file,
+    upright,
 )
-
-__all__ = ["UNREADABLE"]
+from ..model.tiff_pages import load
 
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = (".bmp", ".gif", ".png", ".tif", ".tiff")  # without loss: the values are numbers
@@ -89,7 +88,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     with opened(path) as picture:
         if not isinstance(picture, Image.Image):
             raise PictureError("expected a mask of one channel")
-        values = _shape_in(picture)
+        values = _shape_in(upright(picture))
         grey = picture_pixels(picture, GREY) if values is None else values
     mask = grey > (0 if grey.max(initial=0) == 1 else _MID_GREY)
     if not mask.any():
@@ -107,7 +106,7 @@ def read_numbers(path: str | Path) -> np.ndarray:
     with opened(path) as picture:
         if not isinstance(picture, Image.Image):
             raise PictureError("expected a mask of one channel")
-        picture.load()
+        load(picture)
         try:
             return numbers_of_picture(picture)
         except ValueError as error:
@@ -144,6 +143,7 @@ def numbers_of_picture(picture: Image.Image) -> np.ndarray:
             f"the mask has {pages} pages; save each as a file of its own, in a folder with the "
             "image's name"
         )
+    picture = upright(picture)
     in_alpha = _shape_in(picture)
     if in_alpha is not None:
         return in_alpha

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .files import UNREADABLE
+from ..model.pictures import UNREADABLE
 
 _FAULTS_LISTED = 10
 

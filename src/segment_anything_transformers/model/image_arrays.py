@@ -11,6 +11,9 @@ from PIL import Image
 
 from .pictures import GREY, RGB, RGBA, picture_pixels, picture_source, read_picture_file
 
+ImageSource = np.ndarray | Image.Image | str | os.PathLike[str]
+"""What an image may be given as: pixels, a picture, or a file."""
+
 
 def to_numpy(array: Any) -> np.ndarray:
     """Any array, nested list or tensor as a numpy array; a tensor leaves its device and graph."""
@@ -31,8 +34,9 @@ def read_image(
 ) -> np.ndarray:
     """An image as a (C, H, W) array of uint8, uint16 or float32.
 
-    Grey images are repeated for three channels, and transparency is dropped; PIL images
-    follow the rule of `pictures`, turned upright and with 8 bits. An array's channels are looked
+    Grey images are repeated for three channels, colours of 8 bits become grey for one, and
+    transparency is dropped; PIL images follow the rule of `pictures`, turned upright and with 8
+    bits. An array's channels are looked
     for on its last axis first, a torch tensor's on the first. Booleans become 0 and 255, signed
     integers from 0 to 255 uint8.
 
@@ -95,7 +99,7 @@ def _with_channels_first(
 
 def _finds_channels_last(shape: tuple[int, ...], n_channels: int, prefer_first: bool) -> bool:
     axes = (0, -1) if prefer_first else (-1, 0)
-    convertible = (GREY, RGBA) if n_channels == RGB else ()
+    convertible = {RGB: (GREY, RGBA), GREY: (RGB, RGBA)}.get(n_channels, ())
     for counts in ((n_channels,), convertible):
         for axis in axes:
             if shape[axis] in counts:
@@ -112,6 +116,8 @@ def _with_channels(pixels: np.ndarray, n_channels: int, convert: bool) -> np.nda
         return np.repeat(pixels, RGB, axis=0)
     if convert and n_channels == RGB and found == RGBA:
         return pixels[:RGB]
+    if convert and n_channels == GREY and found in (RGB, RGBA) and pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.moveaxis(pixels[:RGB], 0, -1)).convert("L"))[None]
     if found != n_channels:
         raise ValueError(
             f"Expected an image with {n_channels} channels, as many as image_mean has values, "

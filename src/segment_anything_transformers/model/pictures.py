@@ -17,48 +17,44 @@ import base64
 import os
 import reprlib
 import stat
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-GREY, RGB, RGBA = 1, 3, 4
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+from .tiff_pages import (
+    GREY,
+    ORIENTATION,
+    RGB,
+    RGBA,
+    SIDEWAYS,
+    SIZE,
+    UNREADABLE,
+    PictureError,
+    Source,
+    bands_of_page,
+    file_of,
+    is_deep_colour,
+    is_deep_grey,
+    is_tiff,
+    is_white_lowest,
+    load,
+    missing_values,
+    open_tiff,
+    size_of_page,
+    tag_of,
 )
-"""What PIL raises for files that are no pictures, damaged or too large."""
+
+__all__ = ["GREY", "RGB", "RGBA", "UNREADABLE", "PictureError"]
 
 _PIL_MODES = {GREY: "L", RGB: "RGB"}
 """The mode that a PIL image is brought to for a number of channels."""
 
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # the orientations that swap width and height
-_TIFF_SIZE = (256, 257)
-_TIFF_BITS = 258
 _ROWS_AT_ONCE = 256
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-Source = str | os.PathLike[str] | IO[bytes]
-
-
-class PictureError(ValueError):
-    """A picture that can be read, and is not taken."""
 
 
 # ---------------------------------------------------------------------------------------- pixels
@@ -78,11 +74,12 @@ def picture_pixels(picture: Image.Image, n_channels: int = RGB) -> np.ndarray:
         ValueError: A value is NaN or infinite.
         OSError: The image's file is damaged.
     """
-    if _is_deep_colour(picture):
-        return stretched(_without_alpha(_tiff_bands(_file_of(picture)), n_channels))
+    if is_deep_colour(picture):
+        with open_tiff(file_of(picture)) as page:
+            return _finished(page, _without_alpha(bands_of_page(page), n_channels))
+    if is_deep_grey(picture):
+        return _finished(picture, np.asarray(upright(picture)))
     picture = upright(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return stretched(np.asarray(picture))
     mode = _PIL_MODES.get(n_channels, picture.mode)
     if picture.mode == mode:
         return np.asarray(picture)
@@ -94,16 +91,33 @@ def picture_pixels(picture: Image.Image, n_channels: int = RGB) -> np.ndarray:
 
 def upright(picture: Image.Image) -> Image.Image:
     """The picture as it is looked at, turned as its camera noted; loaded."""
-    picture.load()
-    orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    load(picture)
+    orientation = picture.getexif().get(ORIENTATION, 1)
     return picture if orientation == 1 else ImageOps.exif_transpose(picture)
 
 
-def stretched(values: np.ndarray) -> np.ndarray:
+def _finished(source: Any, values: np.ndarray) -> np.ndarray:
+    """Values of a picture as uint8, with what its tags say of them.
+
+    Args:
+        source: A PIL image or a page of tifffile.
+        values: Some of its bands, upright.
+    """
+    missing = missing_values(source, values)
+    pixels = stretched(values, missing)
+    if is_white_lowest(source):
+        pixels = 255 - pixels
+    if missing is not None:
+        pixels[missing] = 0
+    return pixels
+
+
+def stretched(values: np.ndarray, missing: np.ndarray | None = None) -> np.ndarray:
     """Numbers of more than 8 bits as uint8: the darkest becomes 0, the brightest 255.
 
     Args:
         values: Of any shape; uint8 and booleans are only made uint8.
+        missing: True where there is no value: there it is not looked at, and becomes anything.
 
     Raises:
         ValueError: A value is NaN or infinite, or no real number.
@@ -114,17 +128,20 @@ def stretched(values: np.ndarray) -> np.ndarray:
         raise PictureError(f"the pixels are no real numbers but {values.dtype}")
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * 255
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if not np.isfinite([low, high]).all():
+    seen = values if missing is None else values[~missing]
+    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
+    if not np.isfinite([low, high, high - low]).all():
         raise PictureError(
             "the image has pixels that are NaN or infinite; give them a number first"
         )
+    pixels = np.zeros(values.shape, np.uint8)
     if low == high:
-        return np.zeros(values.shape, np.uint8)
-    pixels = np.empty(values.shape, np.uint8)
+        return pixels
     for start in range(0, len(values), _ROWS_AT_ONCE):  # float64 of all takes 8 times the memory
         rows = slice(start, start + _ROWS_AT_ONCE)
         scaled = (values[rows].astype(np.float64) - low) * (255 / (high - low))
+        if missing is not None:
+            scaled[missing[rows]] = 0
         pixels[rows] = np.round(scaled, out=scaled)
     return pixels
 
@@ -157,8 +174,8 @@ def read_picture_file(
             return picture_pixels(picture, n_channels)
         values = _bands_of(picture)
         if bands is None:
-            return stretched(_without_alpha(values, n_channels))
-        return stretched(_chosen(values, bands))
+            return _finished(picture, _without_alpha(values, n_channels))
+        return _finished(picture, _chosen(values, bands))
 
 
 def picture_size(path: Source) -> tuple[int, int]:
@@ -168,14 +185,12 @@ def picture_size(path: Source) -> tuple[int, int]:
     """
     with opened(path) as picture:
         if not isinstance(picture, Image.Image):
-            height, width = _tiff_shape(picture)
-            return width, height
+            return size_of_page(picture)
         # Some versions of PIL turn the size of a TIFF file already, but not its tags.
-        tags = getattr(picture, "tag_v2", {})
         width, height = (
-            tags.get(tag, side) for tag, side in zip(_TIFF_SIZE, picture.size, strict=True)
+            tag_of(picture, tag) or side for tag, side in zip(SIZE, picture.size, strict=True)
         )
-        sideways = picture.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+        sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
         return (height, width) if sideways else (width, height)
 
 
@@ -271,9 +286,9 @@ def _opened(path: Source, name: str) -> Iterator[Any]:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}{_too_large(error)}") from error
     except UNREADABLE as error:
-        if not _is_tiff(path):
+        if not is_tiff(path):
             raise ValueError(f"{name}not an image that can be read") from error
-        with _tiff(path, name) as opened_tiff:
+        with open_tiff(path, name) as opened_tiff:
             yield opened_tiff
         return
     with picture:
@@ -285,104 +300,16 @@ def _too_large(error: Exception) -> str:
     return f"the image is too large: at most {limit} pixels are read ({error})"
 
 
-# -------------------------------------------------------------------- what PIL has no mode for
-
-
-def _is_tiff(path: Source) -> bool:
-    if isinstance(path, (str, os.PathLike)):
-        with Path(path).open("rb") as file:
-            return file.read(4) in _TIFF_STARTS
-    path.seek(0)
-    start = path.read(4)
-    path.seek(0)
-    return start in _TIFF_STARTS
-
-
-def _is_deep_colour(picture: Image.Image) -> bool:
-    """Whether it is a TIFF file with several channels of more than 8 bits: PIL drops the rest."""
-    bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS, ())
-    return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
-
-
-def _file_of(picture: Any) -> Any:
-    """The file that PIL has opened."""
-    name = getattr(picture, "filename", None)
-    if name:
-        return name
-    file = getattr(picture, "fp", None) or getattr(picture, "_fp", None)
-    if file is None or getattr(file, "closed", True):
-        raise PictureError(
-            "PIL has kept only 8 of its bits; hand over the file's path, or an array of uint16"
-        )
-    file.seek(0)
-    return file
-
-
-@contextmanager
-def _tiff(path: Any, name: str = "") -> Iterator[Any]:
-    """A TIFF file's first page, as tifffile opens it."""
-    try:
-        import tifffile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{name}images of several channels with more than 8 bits, or of more than four bands, "
-            "need tifffile: `pip install tifffile`",
-            name="tifffile",
-        ) from error
-    try:
-        with tifffile.TiffFile(path) as file:
-            page: Any = file.pages[0]
-            height, width = page.imagelength, page.imagewidth
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            if limit and height * width * page.samplesperpixel > limit * RGB:
-                raise PictureError(
-                    f"the image is too large: {width} x {height}, {page.samplesperpixel} bands"
-                )
-            yield page
-    except PictureError:
-        raise
-    except tifffile.TiffFileError as error:
-        raise ValueError(f"{name}not an image that can be read ({error})") from error
-
-
-def _tiff_bands(source: Any) -> np.ndarray:
-    with _tiff(source) as page:
-        return _bands_of(page)
-
-
-def _tiff_shape(page: Any) -> tuple[int, int]:
-    height, width = page.imagelength, page.imagewidth
-    return (width, height) if _tiff_orientation(page) in _SIDEWAYS else (height, width)
-
-
-def _tiff_orientation(page: Any) -> int:
-    tag = page.tags.get(_EXIF_ORIENTATION)
-    return int(tag.value) if tag else 1
-
-
 def _bands_of(picture: Any) -> np.ndarray:
     """All bands (H, W, C) of a PIL image or a page of tifffile, upright, with their own values."""
-    if isinstance(picture, Image.Image) and not _is_deep_colour(picture):
-        picture = upright(picture)
-        values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
-        return values[..., None] if values.ndim == 2 else values
-    if isinstance(picture, Image.Image):
-        return _tiff_bands(_file_of(picture))
-    values = picture.asarray()
-    if values.ndim == 2:
-        return _turned(values[..., None], _tiff_orientation(picture))
-    if values.ndim != 3:
-        raise PictureError(f"expected an image of two dimensions, got the shape {values.shape}")
-    axis = picture.axes.find("S")
-    return _turned(np.moveaxis(values, axis, -1), _tiff_orientation(picture))
-
-
-def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, C) upright, by TIFF's orientation."""
-    if orientation in _SIDEWAYS:
-        values = values.swapaxes(0, 1)
-    flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}
-    return np.flip(values, flips.get(orientation, ()))
+    if not isinstance(picture, Image.Image):
+        return bands_of_page(picture)
+    if is_deep_colour(picture):
+        with open_tiff(file_of(picture)) as page:
+            return bands_of_page(page)
+    picture = upright(picture)
+    values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
+    return values[..., None] if values.ndim == 2 else values
 
 
 def _without_alpha(values: np.ndarray, n_channels: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS, SegmentAnythingModelConfig
+from ..model.image_arrays import ImageSource
 from ..model.image_processing_segment_anything import SegmentAnythingImageProcessor
 from ..model.mask_ops import (
     RLE,
@@ -42,7 +42,7 @@ from .predictor import SAMPredictor
 
 Record = dict[str, Any]
 
-_Image = np.ndarray | Image.Image | EncodedImage
+_Image = ImageSource | EncodedImage
 # An image's pixels, where they are known, and the image as the model takes it, or encoded.
 _Prepared = tuple[np.ndarray | None, PreparedImage | EncodedImage]
 _Encoded = tuple[np.ndarray | None, EncodedImage]

@@ -9,9 +9,8 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..model.image_arrays import read_image
+from ..model.image_arrays import ImageSource, read_source
 from ..model.image_processing_segment_anything import ImageResizer, SegmentAnythingImageProcessor
 from ..model.mask_upscaling import MaskUpscaler
 from .backends import GoodMasks, backend_for
@@ -124,15 +123,18 @@ class SAMPredictor:
         """
         return self._require_image().part
 
-    def set_image(self, image: np.ndarray | Image.Image) -> None:
+    def set_image(self, image: ImageSource) -> None:
         """Calculates and keeps the embedding of an image, in place of an earlier one.
 
         Args:
             image: (H0, W0, C) with values in [0, 255], uint8 or float, of any size; or uint16 with
-                values in [0, 65535]; or a PIL image. For a model of three channels a grey image,
-                also (H0, W0), is repeated and transparency is dropped.
+                values in [0, 65535]. Or a PIL image or the path of a file, which are turned
+                upright, and stretched where they have more than 8 bits, as everywhere in this
+                package. For a model of three channels a grey image, also (H0, W0), is repeated and
+                transparency is dropped.
 
         Raises:
+            OSError: If the file cannot be opened.
             TypeError: If it is not an image.
             ValueError: If its shape, its number of channels or its values do not fit.
         """
@@ -140,7 +142,7 @@ class SAMPredictor:
         self.clear_image()
         self.look_at(self._encoded(pixels))
 
-    def encode_image(self, image: np.ndarray | Image.Image) -> EncodedImage:
+    def encode_image(self, image: ImageSource) -> EncodedImage:
         """An image, encoded; sets none, so that it may run in another thread than the prompts.
 
         Takes and raises what `set_image` does. `set_encoded` sets it, in this predictor and in
@@ -200,12 +202,12 @@ class SAMPredictor:
         [seen] = self.encode([self.prepare(scene.pixels[region.rows_and_columns])])
         self._sight.look_at(scene._replace(seen=seen, region=region))
 
-    def read_image(self, image: np.ndarray | Image.Image) -> np.ndarray:
+    def read_image(self, image: ImageSource) -> np.ndarray:
         """The image, checked, as an (H0, W0, C) array of uint8, uint16 or float32.
 
         Takes and raises what `set_image` does.
         """
-        pixels = np.moveaxis(read_image(image, self.config.in_channels), 0, -1)
+        pixels = np.moveaxis(read_source(image, self.config.in_channels), 0, -1)
         if pixels.dtype == np.float32:
             check_values(pixels, self._expects_bytes)
         return pixels

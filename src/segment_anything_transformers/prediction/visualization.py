@@ -66,9 +66,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         TypeError: The array is not uint8.
         ValueError: The array has another shape.
     """
-    if isinstance(image, Image.Image):
-        return _rgb_picture(picture_pixels(image))
-    array = np.asarray(image)
+    array = picture_pixels(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.dtype != np.uint8:
         raise TypeError(f"Expected an image of uint8, got {array.dtype}. Scale it to 0 to 255.")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -78,11 +76,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
             f"Expected an image of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
             f"got {array.shape}."
         )
-    return _rgb_picture(array)
-
-
-def _rgb_picture(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).convert("RGB")
+    return Image.fromarray(array).convert("RGB")
 
 
 def draw_masks(

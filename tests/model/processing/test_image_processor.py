@@ -203,6 +203,19 @@ def test_a_pil_image_becomes_grey_for_one_channel():
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_8_bits_become_grey_for_one_channel_as_those_of_pictures_do(channels):
+    image_processor = SegmentAnythingImageProcessor.from_config(
+        SegmentAnythingModelConfig(in_channels=1)
+    )
+    colours = np.random.default_rng(0).integers(0, 256, (9, 6, channels), np.uint8)
+    of_array = image_processor(colours, return_tensors="np")["pixel_values"]
+    of_picture = image_processor(Image.fromarray(colours), return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(of_array, of_picture)
+    with pytest.raises(ValueError, match="Expected an image with 1 channels"):
+        image_processor(colours.astype(np.float32), return_tensors="np")
+
+
 def test_channel_statistics_repeat_as_the_configuration_says():
     config = SegmentAnythingModelConfig(in_channels=5)
     image_processor = SegmentAnythingImageProcessor.from_config(config)
