@@ -37,6 +37,7 @@ def test_the_package_imports_no_framework():
     assert run_python(code) == [segment_anything_transformers.__version__, []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

@@ -81,6 +81,7 @@ def test_the_mask_follows_the_click_and_has_the_images_size(model, size_hw):
         assert (mask & truth).sum() / (mask | truth).sum() > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_hw", SHAPES.values(), ids=SHAPES.keys())
 def test_the_mask_follows_the_box(model, size_hw):
     image, truths, _ = two_discs(size_hw)

@@ -106,6 +106,7 @@ def peak_gib(code):
     return run_python(measured + code)
 
 
+@pytest.mark.slow
 def test_drawing_108_million_pixels_takes_little_memory(tmp_path):
     """A JPEG of 12,000 x 9,000 took 9.3 GB, of which 7.6 for its overlay."""
     code = (

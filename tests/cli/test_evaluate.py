@@ -7,6 +7,7 @@ from segment_anything_transformers.data.files import image_size
 from tests.sample_folders import hide_rows, write_coco
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zoom", [False, True])
 def test_evaluate_writes_what_the_function_says(run_on_data, tmp_path, zoom):
     code, out, err = run_on_data(

@@ -57,6 +57,7 @@ def test_coco_annotations_are_learnt_from(run_on_data, tmp_path):
     assert_same_weights("tuned", "same")
 
 
+@pytest.mark.slow
 def test_an_ignore_value_is_that_of_load_samples(run_on_data, tmp_path):
     """For the data to learn from and the data to measure: the same weights and figures."""
     hide_rows(tmp_path / "data", rows=20)

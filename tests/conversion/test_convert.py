@@ -79,6 +79,7 @@ def assert_same_weights(one, other):
         assert torch.equal(tensor, other[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "origin"),
     [
@@ -102,6 +103,7 @@ def test_every_origin_becomes_ours(model, tmp_path, source, origin):
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_round_through_all_of_them_every_bit_stays(model, tmp_path):
     """Meta, ours, Hugging Face, ours, Meta."""
@@ -248,6 +250,7 @@ def test_the_commands_in_the_readme_are_commands():
     assert asked == WRITERS.keys()
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "conversion", "--help"], cwd=ROOT, capture_output=True, text=True

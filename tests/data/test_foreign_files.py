@@ -86,6 +86,7 @@ def changed(content, path):
         yield other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_stands_anywhere_is_taken_or_refused_in_words(image, kind):
     path = KINDS[kind](image)

@@ -56,6 +56,7 @@ def test_a_run_that_was_cut_off_ends_where_the_other_does(train, initial):
     assert any(not at_once["parts"][f"model.{name}"].equal(w) for name, w in start.items())
 
 
+@pytest.mark.slow
 def test_photographs_can_take_part(train, tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()

@@ -295,6 +295,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_fifty_requests_at_once_a_third_of_them_bad(handler, address):
     """Each with its own picture, so that an answer to another request would be noticed."""
     good = [
@@ -349,6 +350,7 @@ def memory_growth(folder):
     return memory_after(450) - first
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_five_hundred_requests(handler, tmp_path):
     """In a process of its own: what other tests leave behind moves as well."""
     handler.model.save_pretrained(tmp_path)

@@ -61,6 +61,7 @@ def assert_loads(source, model, **options):
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_weights_load_beside_other_entries(model, theirs, tmp_path, wrapper):
     torch.save({wrapper: theirs, **OTHER_ENTRIES}, tmp_path / "last.ckpt")

@@ -34,6 +34,7 @@ def keras_decode(model, is_fast, embeddings, prompts):
     return [np.asarray(output) for output in decode(image, *given, selection=slice(None))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [names for names in MIXTURES if names])
 @torch.no_grad()
 def test_both_forms_equal_the_one_that_writes_everything_out(models, names):
@@ -95,6 +96,7 @@ def double(layer):
     layer.call = lambda x, **options: 2 * call(x, **options)
 
 
+@pytest.mark.slow
 def test_what_stands_in_for_a_layer_acts(monkeypatch):
     """In the model, and in a predictor's graphs although they were traced before."""
     calls = count_fast(monkeypatch)
@@ -125,6 +127,7 @@ def test_what_stands_in_for_a_layer_acts(monkeypatch):
         np.testing.assert_allclose(output, other, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 def test_adapters_and_8_bits_act():
     model = TFSegmentAnythingModel(small_config())

@@ -106,6 +106,7 @@ def test_first_prompts_are_alike(masks, same_chance):
         np.testing.assert_allclose(our, their, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clicks", [0, 2])
 def test_interaction_and_gradients_are_alike(tmp_path, same_chance, clicks):
     theirs = random_model(small_config())
@@ -131,6 +132,7 @@ def test_interaction_and_gradients_are_alike(tmp_path, same_chance, clicks):
     np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-3 * reference.abs().max())
 
 
+@pytest.mark.slow
 def test_interaction_is_traced_into_a_graph():
     keras.utils.set_random_seed(0)
     model = TFSegmentAnythingModel(small_config())

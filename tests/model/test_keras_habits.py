@@ -114,6 +114,7 @@ def test_the_architecture_is_described_in_json(model):
     model.clicks = 0
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_a_checkpoint(inputs, truth, tmp_path):
     """With the moments of its optimizer."""
     model = new_model()
@@ -139,6 +140,7 @@ def test_a_predictor_of_a_keras_model_goes_to_another_process(model):
 # ---- precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "weights"),
     [("mixed_float16", "float32"), ("mixed_bfloat16", "float32"), ("bfloat16", "bfloat16")],
@@ -185,6 +187,7 @@ def distance(labels, logits):
     return keras.ops.mean(keras.ops.square(labels - logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["list", "dictionary"])
 def test_losses_of_ones_own_see_logits(inputs, truth, kind):
     model = new_model()
@@ -232,6 +235,7 @@ def test_mixed_precision_learns_with_a_scaled_loss(inputs, truth):
     assert not np.array_equal(before[0], after[0])
 
 
+@pytest.mark.slow
 def test_replicas_learn_as_one_model_does(tmp_path):
     """On two virtual processors, which TensorFlow has to know of before it starts."""
     command = [sys.executable, "-m", "tests.model.replicas"]

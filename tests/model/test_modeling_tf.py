@@ -75,6 +75,7 @@ def test_image_embeddings_equal(models, pixels):
     np.testing.assert_allclose(ours, expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MIXTURES)
 @pytest.mark.parametrize("multimask_output", [True, False])
 @torch.no_grad()
@@ -242,6 +243,7 @@ def test_the_file_is_the_one_that_pytorch_writes(models, tmp_path, max_shard_siz
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_every_origin_of_weights_is_read_as_by_pytorch(tmp_path):
     model = random_model(square_config())
     huggingface_model(model).save_pretrained(tmp_path / "huggingface")
@@ -266,6 +268,7 @@ def half(request, models, tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MIXTURES)
 @torch.no_grad()
 def test_half_precision_follows_float32_within_its_rounding(models, half, pixels, prompts, names):
@@ -327,6 +330,7 @@ def test_dummy_inputs_run(models):
     assert SETS * scores.shape[0] == 3
 
 
+@pytest.mark.slow
 def test_predictor_gives_the_same_masks(models):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     prompts = {

@@ -25,6 +25,7 @@ from tests.made_once import ROOT
 FOLDER = ROOT / "tests" / "model" / "saved_before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loads", "saved_by"),
     [

@@ -27,6 +27,7 @@ def pixels(model):
     return random_images(model.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values_at_once", [1, 1000, 3000, 1 << 21])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()

@@ -44,6 +44,7 @@ def prompts_of(names, count, length=1, seed=0):
     return [made[name] if name in names else None for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "length", "names", "multimask_output"),
     [  # each is a graph of its own; with all kinds of prompts every combination
@@ -75,6 +76,7 @@ def test_decoding_without_any_prompt(backends, embeddings):
         np.testing.assert_allclose(output, expected, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_masks_above_a_quality_are_those_of_decoding_that_exceed_it(
     backends, embeddings, monkeypatch
 ):

@@ -30,6 +30,7 @@ def any_fake(request, fake):
     return fake
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images_per_batch", [1, 2, 3, 9])
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
 def test_several_images_equal_one_by_one(any_fake, images_per_batch, crop_n_layers):

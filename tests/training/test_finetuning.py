@@ -232,6 +232,7 @@ def test_faulty_samples_are_refused_or_skipped(model, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_bad_data_among_good_changes_nothing(tmp_path):
     """Every kind of fault, in the middle of the folder: as if it had not been there."""
     folder = write_folder(tmp_path / "data", count=7, objects=3)
@@ -320,6 +321,7 @@ def test_gradients_of_each_round_and_checkpointing_change_nothing_but_memory(
         assert_close(gradients[1][name], gradient, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_with_checkpointing_the_encoder_computes_twice(folder, tmp_path, mode, monkeypatch):
     calls = Counter()
@@ -343,6 +345,7 @@ def test_with_checkpointing_the_encoder_computes_twice(folder, tmp_path, mode, m
     assert checkpointed_encodes == encodes * (1 if mode == "decoder" else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_accumulated_batches_are_one_batch(tmp_path, mode, monkeypatch):
     """Two images one after the other move the weights as both at once do."""
@@ -364,6 +367,7 @@ def test_accumulated_batches_are_one_batch(tmp_path, mode, monkeypatch):
         assert_close(results[1][name] - start[name], tensor - start[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_alike(model, folder, tmp_path):
     logs = [
         tune(random_model(small_config()), folder, tmp_path / str(bf16), mode="all", bf16=bf16).log

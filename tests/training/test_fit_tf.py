@@ -89,6 +89,7 @@ def test_one_image_is_learnt_whole(model):
     assert model.evaluate(inputs, truth, return_dict=True, verbose=0)["iou"] >= 0.98
 
 
+@pytest.mark.slow
 def test_a_loop_with_a_tape_learns_from_the_processors_names(model):
     inputs, truth = discs(model.config, 2)
     named = {
@@ -132,6 +133,7 @@ def test_every_weight_but_the_positions_learns(model):
     assert not all(name in same for name in kept if name.startswith(multiple))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rate", ["encoder_drop_rate", "encoder_attn_drop_rate", "encoder_drop_path_rate"]
 )
@@ -180,6 +182,7 @@ def values_that_make_no_sense(masks, kind):
     }[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
 @pytest.mark.parametrize("kind", ["7", "1 and 255", "NaN"])
 def test_compiled_steps_refuse_true_masks_that_make_no_sense(model, method, kind):
@@ -206,6 +209,7 @@ def test_compiled_steps_refuse_ids_of_no_prompt_set(model):
         model.train_on_batch(with_two_sets(inputs), truth * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clicks", [0, 1])
 def test_instance_ids_are_learnt_as_the_masks_of_the_prompt_sets(model, clicks):
     inputs, truth = discs(model.config, 2)
