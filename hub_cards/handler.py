@@ -36,8 +36,8 @@ from segment_anything_transformers.model.prompt_rules import check_boxes, check_
 from segment_anything_transformers.prediction.mask_generator import usual_options
 from segment_anything_transformers.prediction.object_masks import (
     mask_records,
+    segment_closely,
     segment_object,
-    zoom_to_object,
 )
 from segment_anything_transformers.prediction.visualization import to_rgb
 
@@ -98,7 +98,8 @@ class EndpointHandler:
                 right, bottom; or "everything".
                 "multimask_output": whether each object gets all masks that the model can mean.
                 "zoom": whether the part around each object is looked at more closely, which finds
-                small objects and finer outlines, and takes an encoding for each.
+                small objects and finer outlines, and takes an encoding for each; of this look and that
+                at all of the image the one that the model rates higher is kept.
                 "mask_format": "coco_rle" or "png", the latter in base64, white on black.
                 For "everything": the names in `EVERYTHING_OPTIONS`.
                 The whole may also be JSON text.
@@ -144,8 +145,11 @@ class EndpointHandler:
         records = []
         for index, prompt in enumerate(prompts):
             if zoom:
-                zoom_to_object(predictor, prompt)
-            masks, scores = segment_object(predictor, prompt, keep_all)
+                masks, scores, _ = segment_closely(
+                    predictor, lambda prompt=prompt: prompt, keep_all
+                )
+            else:
+                masks, scores = segment_object(predictor, prompt, keep_all)
             records += [{"prompt": index, **record} for record in mask_records(masks, scores)]
         return records
 

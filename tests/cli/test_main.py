@@ -23,7 +23,7 @@ from segment_anything_transformers.data.files import whole_file
 from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.model.mask_ops import rle_to_mask
 from segment_anything_transformers.prediction.generator_options import GENERATOR_OPTIONS
-from segment_anything_transformers.prediction.object_masks import zoom_to_object
+from segment_anything_transformers.prediction.object_masks import Look, segment_closely
 from segment_anything_transformers.prediction.prompts import sure_logits
 from tests.fake_backend import small_config
 from tests.tiny import random_model
@@ -167,22 +167,21 @@ def test_zoom_looks_at_the_object_once_more(run, photo, tmp_path, model, image, 
     Image.fromarray(rough).save("rough.png")
     predictor = SAMPredictor(model)
     predictor.set_image(image)
-    given = {}
-    if prompt == "box":
-        option, given["boxes"] = "--box 20,10,40,30", np.array([[20, 10, 40, 30]])
-        predictor.zoom([20, 10, 40, 30])
-    elif prompt == "point":
-        option, given["points"] = "--point 30,20", np.array([[30, 20]])
-        zoom_to_object(predictor, given)
-    else:
-        option, logits = "--mask rough.png", sure_logits(rough)[None]
-        zoom_to_object(predictor, {"masks": predictor.preprocess_masks(logits)})
-        given["masks"] = predictor.preprocess_masks(logits)
-    assert run(f"predict photo.png {option} --zoom --multimask")[0] == 0
-    expected, scores, _ = predictor(**given)
+    option, ask = {
+        "box": ("--box 20,10,40,30", lambda: {"boxes": np.array([[20, 10, 40, 30]])}),
+        "point": ("--point 30,20", lambda: {"points": np.array([[30, 20]])}),
+        "mask": (
+            "--mask rough.png",
+            lambda: {"masks": predictor.preprocess_masks(sure_logits(rough)[None])},
+        ),
+    }[prompt]
+    code, _, err = run(f"predict photo.png {option} --zoom --multimask")
+    assert code == 0
+    expected, _, look = segment_closely(predictor, ask, keep_all=True)
     found = results(tmp_path / "segmented", "photo")["masks"]
-    for record, index in zip(found, np.argsort(-scores, kind="stable"), strict=True):
-        np.testing.assert_array_equal(rle_to_mask(record["segmentation"]), expected[index])
+    for record, mask in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(rle_to_mask(record["segmentation"]), mask)
+    assert (look is Look.CLOSE) == ("--zoom keeps" not in err)
 
 
 def test_generate_writes_what_the_generator_finds(run, photo, tmp_path, model, image):

@@ -10,6 +10,7 @@ from PIL import Image
 from segment_anything_transformers import SAMAutomaticMaskGenerator, SAMPredictor
 from segment_anything_transformers.demo.session import BOX, MAX_SIDE, NOT_OBJECT, DemoSession
 from segment_anything_transformers.model.mask_ops import rle_to_mask
+from segment_anything_transformers.prediction.object_masks import Look, segment_closely
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 
@@ -85,9 +86,13 @@ def test_all_marks_mean_one_object(session, predictor):
 
 def test_marks_are_answered_from_close_by_as_long_as_that_is_asked(session, predictor):
     session.look_closely(True)  # nothing is marked yet
-    boxed = np.array([[40, 20, 70, 50]])
-    session.click(40, 20, BOX)
-    session.click(70, 50, BOX)
+    for left in range(5, 60, 5):  # one that is rated higher from close by
+        boxed = np.array([[left, 20, left + 30, 50]])
+        _, _, look = segment_closely(predictor, lambda boxed=boxed: {"boxes": boxed})
+        if look is Look.CLOSE:
+            break
+    session.click(left, 20, BOX)
+    session.click(left + 30, 50, BOX)
     predictor.zoom(boxed[0])
     masks, _, _ = predictor(boxes=boxed, multimask_output=False)
     np.testing.assert_array_equal(session.masks, masks)

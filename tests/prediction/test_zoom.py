@@ -5,7 +5,12 @@ import pytest
 
 from segment_anything_transformers import SAMPredictor, SegmentAnythingModel, evaluate
 from segment_anything_transformers.data.samples import Sample
-from segment_anything_transformers.prediction.object_masks import segment_object, zoom_to_object
+from segment_anything_transformers.prediction.object_masks import (
+    Look,
+    segment_closely,
+    segment_object,
+    zoom_to_object,
+)
 from segment_anything_transformers.prediction.prompts import NOT_A_POINT
 from segment_anything_transformers.prediction.zoom import OUTSIDE_LOGIT, Region, box_around
 from tests.fake_backend import FakeBackend, small_config
@@ -217,6 +222,34 @@ def test_an_object_is_zoomed_to_by_its_boxes_or_by_what_is_found(fake):
     zoom_to_object(predictor, prompts)
     expected = box_around(prompts["points"][:1], mask)
     assert predictor.region == Region.around(expected, (H0, W0), 0.5)
+
+
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_of_two_looks_the_one_that_is_rated_higher_is_kept(fake, keep_all):
+    predictor, _ = fake
+    looks, everything = set(), (0, 0, W0, H0)
+    for x in range(8, W0 - 8, 9):
+        prompts = {"points": np.array([[x, 30]]), "boxes": np.array([[x - 6, 24, x + 6, 36]])}
+        masks, scores, look = segment_closely(predictor, lambda prompts=prompts: prompts, keep_all)
+        looks.add(look)
+        seen = predictor.region
+        np.testing.assert_array_equal(masks, segment_object(predictor, prompts, keep_all)[0])
+        predictor.zoom(None)
+        _, whole = segment_object(predictor, prompts, keep_all)
+        zoom_to_object(predictor, prompts)
+        _, close = segment_object(predictor, prompts, keep_all)
+        assert scores[0] == max(whole[0], close[0])
+        assert seen == (predictor.region if look is Look.CLOSE else everything)
+        assert (look is Look.NOTHING_CLOSER) == (predictor.region == everything)
+    assert looks == {Look.CLOSE, Look.WHOLE}
+
+
+def test_what_fills_the_image_has_nothing_closer(fake):
+    predictor, _ = fake
+    prompts = {"boxes": np.array([[0, 0, W0 - 1, H0 - 1]])}
+    masks, _, look = segment_closely(predictor, lambda: prompts)
+    assert look is Look.NOTHING_CLOSER
+    np.testing.assert_array_equal(masks, segment_object(predictor, prompts)[0])
 
 
 @pytest.fixture(scope="module")

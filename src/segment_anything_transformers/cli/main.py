@@ -143,7 +143,7 @@ def _one_object(
     zoom: bool,
 ) -> Records:
     """Records of the masks that the prompts mean, the best first."""
-    from ..prediction.object_masks import mask_records, segment_object, zoom_to_object
+    from ..prediction.object_masks import Look, mask_records, segment_closely, segment_object
     from ..prediction.predictor import SAMPredictor
     from ..prediction.prompts import sure_logits
 
@@ -158,9 +158,12 @@ def _one_object(
             return given
         return {**given, "masks": predictor.preprocess_masks(sure_logits(rough_mask)[None])}
 
-    if zoom:
-        zoom_to_object(predictor, with_mask())
-    return mask_records(*segment_object(predictor, with_mask(), keep_all))
+    if not zoom:
+        return mask_records(*segment_object(predictor, with_mask(), keep_all))
+    masks, scores, look = segment_closely(predictor, with_mask, keep_all)
+    if look is not Look.CLOSE:
+        _complain(f"--zoom keeps the masks of {look.value}")
+    return mask_records(masks, scores)
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.pictures import png
 from ..model.mask_ops import rle_to_mask
 from ..prediction.mask_generator import SAMAutomaticMaskGenerator
-from ..prediction.object_masks import mask_records, segment_object, zoom_to_object
+from ..prediction.object_masks import mask_records, segment_closely, segment_object
 from ..prediction.predictor import SAMPredictor
 from ..prediction.prompts import BACKGROUND, FOREGROUND
 from ..prediction.visualization import draw_masks, draw_prompts, marker_radius, to_rgb
@@ -220,9 +220,10 @@ class DemoSession:
             self._masks = np.zeros((0, self.image.height, self.image.width), bool)
             self._scores = np.zeros(0, np.float32)
             return
+        is_lone_click = set(prompts) == {"points", "labels"} and len(prompts["points"]) == 1
         if self._is_close:
-            zoom_to_object(self.predictor, prompts)
+            found = segment_closely(self.predictor, lambda: prompts, is_lone_click)
+            self._masks, self._scores, _ = found
         else:
             self.predictor.zoom(None)
-        is_lone_click = set(prompts) == {"points", "labels"} and len(prompts["points"]) == 1
-        self._masks, self._scores = segment_object(self.predictor, prompts, is_lone_click)
+            self._masks, self._scores = segment_object(self.predictor, prompts, is_lone_click)

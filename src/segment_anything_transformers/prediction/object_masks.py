@@ -1,5 +1,7 @@
 """One object's masks in the set image, and masks as records for JSON."""
 
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,14 @@ from .prompts import FOREGROUND
 from .zoom import box_around
 
 Record = dict[str, Any]
+
+
+class Look(Enum):
+    """Where the masks of an object come from that was to be looked at closely."""
+
+    CLOSE = "the part around the object"
+    WHOLE = "the whole image: the model rates what it sees there higher"
+    NOTHING_CLOSER = "the whole image: the object fills it, or none was found"
 
 
 def segment_object(
@@ -33,6 +43,36 @@ def segment_object(
     masks, scores, _ = predictor(**prompts, multimask_output=keep_all or is_ambiguous)
     order = np.argsort(-scores, kind="stable")[: None if keep_all else 1]
     return masks[order], scores[order]
+
+
+def segment_closely(
+    predictor: SAMPredictor, ask: Callable[[], dict[str, Any]], keep_all: bool = False
+) -> tuple[np.ndarray, np.ndarray, Look]:
+    """As `segment_object`, from the whole image or from close by, whichever is rated higher.
+
+    Close by outlines are finer, but what a prompt means may lie beyond what is seen there. The
+    predictor stays where the answer is from.
+
+    Args:
+        predictor: Its image is set.
+        ask: Makes the prompts, as for `segment_object`, for the part that is seen: logits of masks
+            differ from part to part.
+        keep_all: Whether all K masks are wanted rather than the best.
+
+    Returns:
+        Masks (k, H0, W0) bool, scores (k,) float32, and where they are from.
+    """
+    predictor.zoom(None)
+    whole, prompts = predictor.region, ask()
+    masks, scores = segment_object(predictor, prompts, keep_all)
+    zoom_to_object(predictor, prompts)
+    if predictor.region == whole:
+        return masks, scores, Look.NOTHING_CLOSER
+    close_masks, close_scores = segment_object(predictor, ask(), keep_all)
+    if close_scores[0] >= scores[0]:
+        return close_masks, close_scores, Look.CLOSE
+    predictor.zoom(None)
+    return masks, scores, Look.WHOLE
 
 
 def zoom_to_object(predictor: SAMPredictor, prompts: dict[str, Any]) -> None:
