@@ -48,9 +48,17 @@ def whole(tmp_path_factory):
     model = random_model(square_config())
 
     def make(folder):
-        export_onnx(model, folder, variant="monolith", box_input=True)
+        export_onnx(model, folder, variant="monolith", box_input=True, mask_input=True)
 
     return Export(model, made_once(tmp_path_factory, "onnx_whole", make))
+
+
+def no_masks(config, images, sets):
+    """What a call without masks gives to a graph that takes them."""
+    return {
+        "mask_input": torch.zeros(images, sets, *config.mask_size()),
+        "has_mask_input": torch.zeros(images, sets),
+    }
 
 
 def signature(session):
@@ -182,13 +190,50 @@ def test_one_file_with_boxes_equals_pytorch_and_transformers(whole, shape):
     points, labels = points_of(config, *shape)
     boxes = random_prompts(config, shape[0])["input_boxes"][:, : shape[1], 0]
     prompts = {"input_points": points, "input_labels": labels}
-    made = whole.run("model", pixel_values=pixels, **prompts, input_boxes=boxes)
+    absent = no_masks(config, *shape[:2])
+    made = whole.run("model", pixel_values=pixels, **prompts, input_boxes=boxes, **absent)
     assert_masks(made, whole.model(pixel_values=pixels, **prompts, input_boxes=boxes))
     peer = huggingface_model(whole.model)
     assert_masks(made, peer(pixel_values=pixels, **prompts, input_boxes=boxes))
     no_boxes = torch.full_like(boxes, -10)
-    made = whole.run("model", pixel_values=pixels, **prompts, input_boxes=no_boxes)
+    made = whole.run("model", pixel_values=pixels, **prompts, input_boxes=no_boxes, **absent)
     assert_masks(made, whole.model(pixel_values=pixels, **prompts))
+
+
+@pytest.mark.parametrize("kinds", [("points",), ("boxes",), ("masks",), ("points", "masks"), ()])
+@torch.no_grad()
+def test_what_is_not_asked_with_has_length_zero(whole, kinds):
+    """No points (N, P, 0, 2), no boxes (N, 0, 4), and no mask where its flag is 0."""
+    config, (images, sets) = whole.model.config, (2, 3)
+    prompts = random_prompts(config, images)
+    masks = prompts["input_masks"][:, :, 0]
+    given = {
+        "pixel_values": random_images(config, images),
+        "input_points": torch.zeros(images, sets, 0, 2),
+        "input_labels": torch.zeros(images, sets, 0, dtype=torch.long),
+        "input_boxes": torch.zeros(images, 0, 4),
+        **no_masks(config, images, sets),
+    }
+    expected = {"pixel_values": given["pixel_values"]}
+    if "points" in kinds:
+        expected |= {name: prompts[name] for name in ("input_points", "input_labels")}
+        given |= expected
+    if "boxes" in kinds:  # the last prompt set has none
+        given["input_boxes"] = prompts["input_boxes"][:, :-1, 0]
+        boxes = torch.cat([given["input_boxes"], torch.full((images, 1, 4), -10.0)], dim=1)
+        expected["input_boxes"] = boxes
+    if "masks" in kinds:
+        flags = torch.tensor([[1.0, 0.0, 1.0]]).repeat(images, 1)
+        given |= {"mask_input": masks, "has_mask_input": flags}
+        shown = masks.masked_fill((flags == 0)[..., None, None], torch.nan)
+        expected["input_masks"] = shown[:, :, None]
+    output = whole.model(**expected)
+    made = whole.run("model", **given)
+    assert made["pred_masks"].shape[:3] == (images, sets, 3)
+    if not kinds:  # one answer, which the model gives once and the graph to each prompt set
+        output.pred_masks = output.pred_masks.expand(-1, sets, -1, -1, -1)
+        output.iou_scores = output.iou_scores.expand(-1, sets, -1)
+    assert_masks(made, output)
 
 
 def test_the_configuration_is_one_of_transformers(whole):

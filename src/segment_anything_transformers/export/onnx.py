@@ -41,9 +41,14 @@ _AXES = {
     "image_positional_embeddings": ("batch_size",),
     "input_points": ("batch_size", "point_batch_size", "nb_points_per_image"),
     "input_labels": ("batch_size", "point_batch_size", "nb_points_per_image"),
-    "input_boxes": ("batch_size", "point_batch_size"),
+    "input_boxes": ("batch_size", "nb_boxes_per_image"),
+    "mask_input": ("batch_size", "point_batch_size"),
+    "has_mask_input": ("batch_size", "point_batch_size"),
 }
 """Inputs and the names of their first axes, which may have any length; the others are fixed."""
+
+
+_PROMPTS = ("input_points", "input_labels", "input_boxes", "mask_input", "has_mask_input")
 
 
 class _VisionEncoder(nn.Module):
@@ -61,13 +66,7 @@ class _VisionEncoder(nn.Module):
 
 
 class _PromptEncoderMaskDecoder(nn.Module):
-    inputs = (
-        "image_embeddings",
-        "image_positional_embeddings",
-        "input_points",
-        "input_labels",
-        "input_boxes",
-    )
+    inputs = ("image_embeddings", "image_positional_embeddings", *_PROMPTS)
     outputs = ("iou_scores", "pred_masks")
 
     def __init__(self, model: SegmentAnythingModel, selection: slice) -> None:
@@ -82,19 +81,26 @@ class _PromptEncoderMaskDecoder(nn.Module):
         input_points: Tensor,
         input_labels: Tensor,
         input_boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         boxes = _boxes_of_corners(input_points, input_labels)
         if input_boxes is not None:
-            boxes = torch.cat([input_boxes[:, :, None], boxes], dim=2)
+            own = _one_for_each_set(input_boxes, input_points.shape[1])
+            boxes = torch.cat([own[:, :, None], boxes], dim=2)
+        masks = None
+        if mask_input is not None and has_mask_input is not None:
+            exists = (has_mask_input > 0)[..., None, None]
+            masks = torch.where(exists, mask_input, torch.nan)[:, :, None]
         labels = torch.where(input_labels >= LEFT_TOP, PADDING, input_labels)
         logits, scores = self.model.decode(
-            image_embeddings, input_points, labels, boxes, None, self.selection
+            image_embeddings, input_points, labels, boxes, masks, self.selection
         )
         return scores, logits
 
 
 class _Monolith(nn.Module):
-    inputs = ("pixel_values", "input_points", "input_labels", "input_boxes")
+    inputs = ("pixel_values", *_PROMPTS)
     outputs = ("iou_scores", "pred_masks")
 
     def __init__(self, model: SegmentAnythingModel, selection: slice) -> None:
@@ -108,8 +114,11 @@ class _Monolith(nn.Module):
         input_points: Tensor,
         input_labels: Tensor,
         input_boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.decoder(*self.encoder(pixel_values), input_points, input_labels, input_boxes)
+        prompts = input_points, input_labels, input_boxes, mask_input, has_mask_input
+        return self.decoder(*self.encoder(pixel_values), *prompts)
 
 
 _GRAPHS: dict[str, dict[str, Any]] = {
@@ -123,9 +132,18 @@ _GRAPHS: dict[str, dict[str, Any]] = {
 
 def _boxes_of_corners(points: Tensor, labels: Tensor) -> Tensor:
     """Boxes (N, P, M1, 4) of the points that are left top corners, with the point after each."""
-    following = torch.cat([points[:, :, 1:], points[:, :, :1]], dim=2)
+    # Not by slices, of which a graph would remember that they are not empty.
+    numbers = torch.arange(1, points.shape[2] + 1, device=points.device)
+    following = points[:, :, torch.where(numbers < points.shape[2], numbers, 0)]
     is_box = (labels == LEFT_TOP)[..., None]
     return torch.where(is_box, torch.cat([points, following], dim=-1), float(PADDING))
+
+
+def _one_for_each_set(boxes: Tensor, sets: int) -> Tensor:
+    """Boxes (N, P, 4) of boxes (N, n, 4) for the first n prompt sets; the others have none."""
+    none = boxes.new_full((boxes.shape[0], 1, 4), PADDING)
+    numbers = torch.arange(sets, device=boxes.device).clamp(max=boxes.shape[1])
+    return torch.cat([boxes, none], dim=1)[:, numbers]
 
 
 def export_onnx(
@@ -134,6 +152,7 @@ def export_onnx(
     variant: str = "split",
     multimask_output: bool = True,
     box_input: bool = False,
+    mask_input: bool = False,
     input_size: tuple[int, int] | None = None,
     image_processor: SegmentAnythingImageProcessor | None = None,
 ) -> None:
@@ -143,7 +162,8 @@ def export_onnx(
     and returns `image_embeddings` (N, D, H'', W'') and `image_positional_embeddings` of the same
     shape. `onnx/prompt_encoder_mask_decoder.onnx` takes both, `input_points` (N, P, M1, 2) float32
     and `input_labels` (N, P, M1) int64, and returns `iou_scores` (N, P, K) and `pred_masks`
-    (N, P, K, H', W'), which are logits. N, P and M1 may differ from call to call; M1 is at least 1.
+    (N, P, K, H', W'), which are logits. N, P and M1 may differ from call to call; M1 is 0 where
+    boxes or masks ask alone.
 
     Labels are 1 for foreground, 0 for background, -1 for no point and -10 for padding. A box is two
     points that follow each other, labelled 2 (left top) and 3 (right bottom), as in Meta's own
@@ -156,7 +176,11 @@ def export_onnx(
             `pixel_values` and the prompts.
         multimask_output: True for K = `nb_multimask_outputs` nested masks, False for one.
         box_input: True for one more input `input_boxes` (N, P, 4) float32, which every call has to
-            give then; a box of four times -10 is padding.
+            give then. A prompt set without a box has -10 four times. Boxes alone are asked with
+            points (N, P, 0, 2) and labels (N, P, 0), points alone with boxes (N, 0, 4).
+        mask_input: True for two more inputs, as Meta's decoder has them, which every call has to
+            give then: `mask_input` (N, P, H', W') float32, logits such as an earlier call's, and
+            `has_mask_input` (N, P) float32, 1 where there is such a mask and 0 where not.
         input_size: Size (H, W) of the images, by default the configuration's.
         image_processor: What makes `pixel_values`, by default that of the configuration; written
             to `preprocessor_config.json`.
@@ -175,8 +199,9 @@ def export_onnx(
         raise FileExistsError(f"{folder} exists. Remove it, or choose another folder.")
     config = _config_for(model, input_size)
     example = _example(config, model.device)
-    if not box_input:
-        del example["input_boxes"]
+    for name, is_input in _optional(box_input, mask_input).items():
+        if not is_input:
+            del example[name]
     selection = slice(1, None) if multimask_output else slice(0, 1)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
@@ -188,6 +213,11 @@ def export_onnx(
                 _save(program, made / ONNX_FOLDER / f"{name}.onnx", model)
         _write_configurations(config, made, image_processor, _needs_data_files(model))
         shutil.move(made, folder)
+
+
+def _optional(box_input: bool, mask_input: bool) -> dict[str, bool]:
+    """Which of the inputs that not every graph has this one has."""
+    return {"input_boxes": box_input, "mask_input": mask_input, "has_mask_input": mask_input}
 
 
 def _config_for(
@@ -236,7 +266,9 @@ def _example(config: SegmentAnythingModelConfig, device: torch.device) -> dict[s
         "image_positional_embeddings": torch.ones(embeddings),
         "input_points": torch.ones(images, sets, points, 2),
         "input_labels": torch.ones(images, sets, points, dtype=torch.long),
-        "input_boxes": torch.ones(images, sets, 4),
+        "input_boxes": torch.ones(images, 5, 4),
+        "mask_input": torch.ones(images, sets, *config.mask_size()),
+        "has_mask_input": torch.ones(images, sets),
     }
     return {name: tensor.to(device) for name, tensor in example.items()}
 

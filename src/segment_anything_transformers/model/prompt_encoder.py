@@ -142,7 +142,9 @@ class PromptEncoder(nn.Module):
         parts, existing = [], []
         if points is not None and labels is not None:
             is_point = labels != PADDING
-            lacks_box = is_point.any(-1, keepdim=True)
+            # A graph may be asked without points, and ONNX Runtime reduces nothing to nothing.
+            padded = nn.functional.pad(is_point, (0, 1)) if is_traced() else is_point
+            lacks_box = padded.any(-1, keepdim=True)
             if boxes is not None:
                 lacks_box = lacks_box & ~_is_box(boxes).any(-1, keepdim=True)
             nothing = vectors(self.not_a_point_embed).expand(*labels.shape[:2], 1, -1)
