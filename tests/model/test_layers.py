@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
+from segment_anything_transformers import SegmentAnythingModel
 from segment_anything_transformers.model.layers import is_plain, linear, vectors
 from tests import forms
 from tests.fake_backend import small_config
@@ -159,6 +160,34 @@ def test_adapters_learn_everywhere_and_merge_without_a_trace(targets, dora):
     merged, merged_is_fast = outputs_of(model.merge_and_unload())
     assert merged_is_fast
     for output, other in zip(outputs, merged, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_are_saved_loaded_taken_off_and_merged(tmp_path):
+    """What peft's quick tour does: the adapter's file alone, and the merged model's."""
+    torch.manual_seed(0)
+    model = adapted(
+        random_model(small_config()), r=4, target_modules="all-linear", init_lora_weights=False
+    )
+    learning, count = model.get_nb_trainable_parameters()
+    assert 0 < learning < count
+    outputs, _ = outputs_of(model)
+    model.save_pretrained(tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files
+    loaded = peft.PeftModel.from_pretrained(random_model(small_config()), tmp_path / "adapter")
+    plain, _ = outputs_of(random_model(small_config()))
+    with loaded.disable_adapter():
+        for output, other in zip(outputs_of(loaded)[0], plain, strict=True):
+            assert_close(output, other, rtol=1e-4, atol=1e-5)
+    for output, other in zip(outputs_of(loaded)[0], outputs, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-5)
+    for output, other in zip(outputs_of(loaded.unload())[0], plain, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-5)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = SegmentAnythingModel.from_pretrained(tmp_path / "merged")
+    for output, other in zip(outputs_of(merged)[0], outputs, strict=True):
         assert_close(output, other, rtol=1e-4, atol=1e-4)
 
 

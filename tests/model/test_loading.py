@@ -56,6 +56,31 @@ def test_modules_may_stay_on_the_disk(model, sources, on_disk, tmp_path):
     assert_close(loaded(**inputs).pred_masks, model(**inputs).pred_masks, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("option", [{"low_cpu_mem_usage": True}, {"attn_implementation": "eager"}])
+@torch.no_grad()
+def test_options_of_transformers_are_understood(model, sources, option):
+    loaded = SegmentAnythingModel.from_pretrained(sources / "float32", **option)
+    inputs = {"pixel_values": random_images(model.config), **random_prompts(model.config)}
+    assert_close(loaded(**inputs).pred_masks, model(**inputs).pred_masks, rtol=0.0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_without_memory_gets_it_later(model):
+    """`to_empty` leaves garbage: every parameter and buffer comes from a state or is made anew."""
+    with torch.device("meta"):
+        empty = SegmentAnythingModel(model.config)
+    made = empty.to_empty(device="cpu").eval()
+    for tensor in made.state_dict().values():
+        tensor.fill_(torch.nan)
+    for module in made.modules():
+        module._is_hf_initialized = False
+    made.init_weights()
+    assert all(tensor.isfinite().all() for tensor in (*made.parameters(), *made.buffers()))
+    made.load_state_dict(model.state_dict())
+    inputs = {"pixel_values": random_images(model.config), **random_prompts(model.config)}
+    assert torch.equal(made(**inputs).pred_masks, model(**inputs).pred_masks)
+
+
 def test_a_report_of_what_is_missing_is_no_refusal(model, sources):
     _, report = SegmentAnythingModel.from_pretrained(sources / "float32", output_loading_info=True)
     assert not report["missing_keys"]
