@@ -98,8 +98,8 @@ class EndpointHandler:
                 right, bottom; or "everything".
                 "multimask_output": whether each object gets all masks that the model can mean.
                 "zoom": whether the part around each object is looked at more closely, which finds
-                small objects and finer outlines, and takes an encoding for each; of this look and that
-                at all of the image the one that the model rates higher is kept.
+                small objects and finer outlines, and takes an encoding for each; of this look and
+                that at all of the image the one that the model rates higher is kept.
                 "mask_format": "coco_rle" or "png", the latter in base64, white on black.
                 For "everything": the names in `EVERYTHING_OPTIONS`.
                 The whole may also be JSON text.
