@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -51,6 +53,8 @@ def photos(tmp_path, monkeypatch):
     photo = Image.open(DEMO_IMAGE)
     photo.save("photo.jpg")
     photo.resize((200, 300)).save("other.jpg")
+    red, green, blue = np.moveaxis(np.asarray(photo, np.uint16) * 40, -1, 0)
+    tifffile.imwrite("scene.tif", np.stack([blue, green, red, red // 2]), photometric="minisblack")
     return tmp_path
 
 
@@ -102,6 +106,7 @@ def shallow_folder(tmp_path):
 
 
 @pytest.mark.tf
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_the_python_code_of_each_page_runs_from_top_to_bottom(name, photos, request):
     text = PAGES[name]
