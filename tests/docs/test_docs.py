@@ -54,7 +54,8 @@ def photos(tmp_path, monkeypatch):
     photo.save("photo.jpg")
     photo.resize((200, 300)).save("other.jpg")
     red, green, blue = np.moveaxis(np.asarray(photo, np.uint16) * 40, -1, 0)
-    tifffile.imwrite("scene.tif", np.stack([blue, green, red, red // 2]), photometric="minisblack")
+    bands = np.stack([blue, green, red, red // 2], axis=-1)
+    tifffile.imwrite("scene.tif", bands, photometric="minisblack", planarconfig="contig")
     return tmp_path
 
 
