@@ -7,6 +7,8 @@ import peft
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close
 
@@ -113,6 +115,59 @@ def test_pruned_layers_act():
     assert not is_fast
     for output, other in zip(outputs, outputs_of(expected)[0], strict=True):
         assert_close(output, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
+def test_sharded_layers_act(tmp_path):
+    """As FSDP shards them, in a group of one process."""
+    model = random_model(small_config())
+    expected, _ = outputs_of(model)
+    place = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    try:
+        for block in (*model.image_encoder.blocks, *model.mask_decoder.transformer.layers):
+            fully_shard(block)
+        fully_shard(model)
+        outputs, is_fast = outputs_of(model)
+        flat = FullyShardedDataParallel(
+            random_model(small_config()), device_id=torch.device("cpu"), use_orig_params=False
+        )
+        with torch.no_grad():
+            of_flat = flat(
+                random_images(flat.config), input_points=random_prompts(flat.config)["input_points"]
+            )
+            of_whole = random_model(flat.config)(
+                random_images(flat.config), input_points=random_prompts(flat.config)["input_points"]
+            )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not is_fast
+    for output, other in zip(outputs, expected, strict=True):
+        assert_close(output, other, rtol=1e-4, atol=1e-5)
+    assert_close(of_flat.pred_masks, of_whole.pred_masks, rtol=1e-4, atol=1e-5)
+
+
+class Doubling(torch.Tensor):
+    """Weights that act by themselves when a layer uses them, as those of torchao do."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        output = super().__torch_function__(function, types, args, kwargs or {})
+        return 2 * output.as_subclass(torch.Tensor) if function is F.linear else output
+
+
+def test_weights_of_another_kind_act():
+    model = random_model(small_config())
+    expected = copy.deepcopy(model)
+    for of_model, of_expected in zip([*some_linears(model)], some_linears(expected), strict=True):
+        layer = of_model[-1]
+        weight = layer.weight.detach().as_subclass(Doubling)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        doubled(of_expected[-1])
+    outputs, is_fast = outputs_of(model)
+    assert not is_fast
+    for output, other in zip(outputs, outputs_of(expected)[0], strict=True):
+        assert_close(output.as_subclass(torch.Tensor), other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_hook_on_all_modules_sees_those_of_the_decoder():

@@ -326,8 +326,11 @@ def test_scipy_is_missed_before_the_work(fake, monkeypatch):
 
 
 def test_an_image_that_is_none(fake):
-    with pytest.raises(TypeError, match="got str"):
-        SAMAutomaticMaskGenerator(fake, **LENIENT).generate("photo.jpg")
+    generator = SAMAutomaticMaskGenerator(fake, **LENIENT)
+    with pytest.raises(ValueError, match=r"photo\.jpg.*no such file"):
+        generator.generate("photo.jpg")
+    with pytest.raises(TypeError, match="got int"):
+        generator.generate(3)
 
 
 def test_a_model_that_is_none():

@@ -8,7 +8,7 @@ from .. import __version__
 from ..prediction.generator_options import GENERATOR_OPTIONS
 from .evaluate import add_evaluate
 from .finetune import add_finetune
-from .samples import add_bands_option, add_quiet_option
+from .samples import add_bands_option, add_quiet_option, whole_number
 
 _GENERAL = """\
 Outlines objects in photographs with Segment Anything.
@@ -129,12 +129,6 @@ def _finite(text: str) -> float:
     return _numbers(text, "a number")[0]
 
 
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**16):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text!r}")
-    return int(text)
-
-
 def _point(text: str) -> tuple[float, ...]:
     return _numbers(text, "x,y")
 
@@ -248,7 +242,10 @@ def _add_demo(commands: Any) -> None:
         help="address to listen at; 0.0.0.0 lets other machines in (default: %(default)s)",
     )
     page.add_argument(
-        "--port", type=_port, default=7860, help="0 takes any free one (default: %(default)s)"
+        "--port",
+        type=whole_number(0, 2**16 - 1),
+        default=7860,
+        help="0 takes any free one (default: %(default)s)",
     )
     _add_common(parser)
 

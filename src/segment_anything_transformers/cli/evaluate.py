@@ -17,6 +17,7 @@ from .samples import (
     image_bar,
     read_samples,
     report_skipped,
+    whole_number,
 )
 
 _EVALUATE = """\
@@ -50,7 +51,9 @@ def add_evaluate(commands: Any, exit_codes: str) -> argparse.ArgumentParser:
         epilog=_EXAMPLES + exit_codes,
         help="measure a model on your images and masks",
     )
-    parser.add_argument("--max-images", type=int, metavar="N", help="take the first N images")
+    parser.add_argument(
+        "--max-images", type=whole_number(1), metavar="N", help="take the first N images"
+    )
     parser.add_argument(
         "--clicks",
         default="1,2,3,5,8",

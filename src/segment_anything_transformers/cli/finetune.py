@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .samples import (
     image_bar,
     read_samples,
     report_skipped,
+    whole_number,
 )
 
 _FINETUNE = """\
@@ -72,21 +74,25 @@ def _add_training_options(group: Any) -> None:
         choices=("decoder", "lora", "all"),
         help="what learns (default: %(default)s)",
     )
-    for flag, default, meaning in (
-        ("--steps", 500, "number of steps"),
-        ("--batch-size", 1, "images in a step"),
-        ("--accumulate", 1, "batches in a step, one after the other"),
-        ("--objects-per-image", 8, "the most objects of an image in a batch"),
-        ("--clicks", 8, "corrections that are simulated; fewer are faster"),
-        ("--lora-rank", 8, "rank of the adapters"),
-        ("--workers", 0, "processes that read images"),
-        ("--seed", 42, "of everything random"),
+    for flag, limits, default, meaning in (
+        ("--steps", (1, 10**9), 500, "number of steps"),
+        ("--batch-size", (1, 10_000), 1, "images in a step"),
+        ("--accumulate", (1, 10**6), 1, "batches in a step, one after the other"),
+        ("--objects-per-image", (1, 10_000), 8, "the most objects of an image in a batch"),
+        ("--clicks", (0, 1000), 8, "corrections that are simulated; fewer are faster"),
+        ("--lora-rank", (1, 10_000), 8, "rank of the adapters"),
+        ("--workers", (0, 1000), 0, "processes that read images"),
+        ("--seed", (0, 2**32 - 1), 42, "of everything random"),
     ):
         group.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
+            flag,
+            type=whole_number(*limits),
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: {default})",
         )
     group.add_argument(
-        "--learning-rate", type=float, metavar="X", help="default: 2e-4, and 5e-5 for --mode all"
+        "--learning-rate", type=_rate, metavar="X", help="default: 2e-4, and 5e-5 for --mode all"
     )
     group.add_argument("--bf16", action="store_true", help="compute in bfloat16, learn in float32")
     group.add_argument(
@@ -94,6 +100,16 @@ def _add_training_options(group: Any) -> None:
         action="store_true",
         help="activation checkpointing where the image encoder learns: less memory, more time",
     )
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return rate
 
 
 def run_finetune(args: argparse.Namespace) -> int:

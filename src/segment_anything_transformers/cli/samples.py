@@ -41,6 +41,22 @@ def add_data_command(commands: Any, name: str, **texts: str) -> argparse.Argumen
     return parser
 
 
+def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """Reads a whole number from a command line, which must lie in a range."""
+    wanted = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest or (highest is not None and number > highest):
+            raise argparse.ArgumentTypeError(f"expected a whole number {wanted}, got {text!r}")
+        return number
+
+    return read
+
+
 def add_bands_option(parser: Any) -> None:
     """Adds the option that chooses bands of images with many."""
     parser.add_argument(

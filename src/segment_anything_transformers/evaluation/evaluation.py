@@ -23,6 +23,7 @@ from ..prediction.zoom import box_around
 from .measures import boundary_iou, masks_iou, matched_share, rank_correlation
 
 CLICKS = (1, 2, 3, 5, 8)
+MAX_CLICKS = 1000
 PROPOSALS = (10, 100, 1000)
 """How many of the masks of everything mode, the best first, are looked at for average recall."""
 
@@ -164,6 +165,8 @@ def evaluate(
     clicks = list(clicks)
     if not clicks or clicks[0] < 1 or sorted(set(clicks)) != clicks:
         raise ValueError(f"clicks must be rising numbers from 1, such as {CLICKS}, got {clicks}.")
+    if clicks[-1] > MAX_CLICKS:
+        raise ValueError(f"At most {MAX_CLICKS} clicks are measured, got {clicks[-1]}.")
     predictor = model if isinstance(model, SAMPredictor) else SAMPredictor(model)
     generator = None
     if everything is not None:

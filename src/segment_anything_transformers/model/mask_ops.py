@@ -27,6 +27,8 @@ RLE = dict[str, Any]
 
 MAX_POINTS_PER_SIDE = 1000
 """Of a grid of clicks: a million, more than any image has objects."""
+MAX_POINTS_PER_BATCH = 10_000
+"""Clicks answered at once: each takes a megabyte and more."""
 MAX_CROP_LAYERS = 6
 """Of crops: 5461 crops with the image itself; the smallest are a 64th of a side."""
 

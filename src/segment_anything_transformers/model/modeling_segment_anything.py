@@ -271,8 +271,11 @@ class SegmentAnythingModel(SegmentAnythingPreTrainedModel):
 
     def _encoder_dtype(self) -> torch.dtype:
         """The encoder's precision; its weights need not be parameters, as in DataParallel."""
-        weight = getattr(self.image_encoder.neck[1], "weight", None)
-        return next(self.image_encoder.neck.parameters()).dtype if weight is None else weight.dtype
+        neck = self.image_encoder.neck
+        weight = getattr(neck[1], "weight", None)
+        if weight is None:  # wrapped; none at all where they lie flat in another module
+            weight = next(neck.parameters(), None)
+        return torch.float32 if weight is None else weight.dtype
 
     def get_prompt_embeddings(
         self,

@@ -19,6 +19,7 @@ from ..model.configuration_segment_anything import GENERATOR_THRESHOLDS, Segment
 from ..model.image_arrays import ImageSource
 from ..model.image_processing_segment_anything import SegmentAnythingImageProcessor
 from ..model.mask_ops import (
+    MAX_POINTS_PER_BATCH,
     RLE,
     box_areas,
     check_crop_layers,
@@ -123,6 +124,10 @@ class SAMAutomaticMaskGenerator:
     ) -> None:
         """Checks the parameters and lays out the points."""
         _check_at_least(1, points_per_batch=points_per_batch)
+        if points_per_batch > MAX_POINTS_PER_BATCH:
+            raise ValueError(
+                f"points_per_batch must be at most {MAX_POINTS_PER_BATCH}, got {points_per_batch}."
+            )
         _check_at_least(1, crop_n_points_downscale_factor=crop_n_points_downscale_factor)
         _check_at_least(0, crop_n_layers=crop_n_layers, min_mask_region_area=min_mask_region_area)
         _check_at_least(0, stability_score_offset=stability_score_offset)
