@@ -17,6 +17,7 @@ import binascii
 import json
 import reprlib
 import threading
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -145,9 +146,7 @@ class EndpointHandler:
         records = []
         for index, prompt in enumerate(prompts):
             if zoom:
-                masks, scores, _ = segment_closely(
-                    predictor, lambda prompt=prompt: prompt, keep_all
-                )
+                masks, scores, _ = segment_closely(predictor, partial(dict, prompt), keep_all)
             else:
                 masks, scores = segment_object(predictor, prompt, keep_all)
             records += [{"prompt": index, **record} for record in mask_records(masks, scores)]

@@ -327,7 +327,7 @@ def test_scipy_is_missed_before_the_work(fake, monkeypatch):
 
 def test_an_image_that_is_none(fake):
     generator = SAMAutomaticMaskGenerator(fake, **LENIENT)
-    with pytest.raises(ValueError, match=r"photo\.jpg.*no such file"):
+    with pytest.raises(ValueError, match="got 'photo.jpg'"):
         generator.generate("photo.jpg")
     with pytest.raises(TypeError, match="got int"):
         generator.generate(3)
