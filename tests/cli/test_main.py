@@ -19,12 +19,12 @@ from segment_anything_transformers import (
 from segment_anything_transformers.cli.arguments import build_parser
 from segment_anything_transformers.cli.main import main
 from segment_anything_transformers.cli.models import load_model
-from segment_anything_transformers.data.files import whole_file
 from segment_anything_transformers.model.configuration_segment_anything import GENERATOR_THRESHOLDS
 from segment_anything_transformers.model.mask_ops import rle_to_mask
 from segment_anything_transformers.prediction.generator_options import GENERATOR_OPTIONS
 from segment_anything_transformers.prediction.object_masks import Look, segment_closely
 from segment_anything_transformers.prediction.prompts import sure_logits
+from segment_anything_transformers.prediction.whole_files import whole_file
 from tests.fake_backend import small_config
 from tests.tiny import random_model
 

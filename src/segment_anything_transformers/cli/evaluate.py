@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..data.files import whole_file
 from ..data.pictures import png
+from ..prediction.whole_files import whole_file
 from .files import UsageError, make_folder, usage_errors
 from .models import load_model
 from .samples import (

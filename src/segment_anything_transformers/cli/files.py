@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.files import IMAGE_ENDINGS, whole_file
+from ..data.files import IMAGE_ENDINGS
 from ..data.pictures import png
 from ..model.mask_ops import rle_to_mask
 from ..prediction.visualization import draw_masks, draw_prompts
+from ..prediction.whole_files import whole_file
 
 MAX_OVERLAY_PIXELS = 4096 * 4096
 """Larger images are drawn smaller on their overlay; masks have the image's size."""

@@ -1,15 +1,12 @@
-"""Pictures and masks in files, and files that are either complete or not there.
+"""Pictures and masks in files.
 
 The one reader of image files for everybody: command, page, annotations. What a picture's pixels
 are, `model.pictures` says. A file that cannot be read is an OSError or a ValueError whose message
 begins with its path.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -180,19 +177,3 @@ def _shape_in(picture: Image.Image) -> np.ndarray | None:
         "the mask has both colours and transparency, which say different things; save it without "
         "transparency"
     )
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of the path when all went well.
-
-    It is complete or as it was before, whenever the work is cut off. Its folder is made if need be.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

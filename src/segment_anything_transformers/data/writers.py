@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import IO, Any, ClassVar, Self
 
 from ..model.mask_ops import rle_to_mask
+from ..prediction.whole_files import whole_file
 from .coco import coco_annotation, coco_categories, coco_image
-from .files import whole_file
 from .geojson import geojson_content
 from .labelme import labelme_content
 from .pictures import instance_map, png

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from ..model.image_processing_segment_anything import ImageResizer
 from .backends import Backend
+from .whole_files import whole_file
 
 
 class PreparedImage(NamedTuple):
@@ -85,14 +86,13 @@ class EncodedImage(NamedTuple):
         write = _WRITERS.get(path.suffix)
         if write is None:
             raise ValueError(f"The path must end in {' or '.join(_WRITERS)}, got {path}.")
-        unfinished = path.with_name(f".{path.name}.tmp{path.suffix}")
         sizes = (np.array(size) for size in (self.resizer.src_size, self.resizer.dst_size))
         # Of an array with another order in memory safetensors writes the wrong values.
         embeddings = np.ascontiguousarray(image_embeddings)
         arrays = dict(zip(_NAMES, (embeddings, *sizes), strict=True))
         arrays["model_name"] = np.frombuffer(self.model_name.encode(), np.uint8)
-        write(arrays, unfinished)
-        unfinished.replace(path)
+        with whole_file(path) as file:
+            write(file, arrays)
 
 
 def model_name(backend: Backend) -> str:
@@ -134,12 +134,16 @@ def fitted(image: Any, backend: Backend) -> EncodedImage:
 _NAMES = ("image_embeddings", "original_size", "input_size")
 
 
-def _write_npz(arrays: dict[str, np.ndarray], path: Path) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+def _write_safetensors(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    file.write(save(arrays))
 
 
-_WRITERS: dict[str, Callable[[dict[str, np.ndarray], Path], None]] = {
-    ".safetensors": save_file,
+def _write_npz(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    np.savez(file, allow_pickle=False, **arrays)
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], dict[str, np.ndarray]], None]] = {
+    ".safetensors": _write_safetensors,
     ".npz": _write_npz,
 }
 
