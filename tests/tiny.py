@@ -25,13 +25,13 @@ def square_config(**overrides) -> SegmentAnythingModelConfig:
     return small_config(**{"input_size": (88, 88), **overrides})
 
 
-def shallow_config() -> SegmentAnythingModelConfig:
-    """`sam_vit_b` at its full width and size, with one block of each kind.
+def shallow_config(preset: str = "sam_vit_b", **overrides) -> SegmentAnythingModelConfig:
+    """A preset at its full width and size, with one block of each kind.
 
     Further blocks of the same kinds would show nothing else, and take four fifths of the time.
     """
-    base = SegmentAnythingModelConfig.from_preset("sam_vit_b")
-    fields = {"encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,)}
+    base = SegmentAnythingModelConfig.from_preset(preset)
+    fields = {"encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,), **overrides}
     return SegmentAnythingModelConfig.from_dict(base.to_dict(), **fields)
 
 

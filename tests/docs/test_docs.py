@@ -25,7 +25,7 @@ from tests.docs.test_readme import DEMO_IMAGE
 from tests.made_once import built_site, exported_vit_t
 from tests.markdown import code_blocks
 from tests.parity.peers import huggingface_model
-from tests.tiny import random_model
+from tests.tiny import random_model, shallow_config
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -99,10 +99,7 @@ def export_once(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def shallow_folder(tmp_path):
     """`sam_vit_t` with a block of each kind: writing more of them shows nothing else."""
-    base = SegmentAnythingModelConfig.from_preset("sam_vit_t")
-    fields = {"encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,)}
-    model = random_model(SegmentAnythingModelConfig.from_dict(base.to_dict(), **fields))
-    model.save_pretrained(tmp_path / "shallow")
+    random_model(shallow_config("sam_vit_t")).save_pretrained(tmp_path / "shallow")
     return tmp_path / "shallow"
 
 

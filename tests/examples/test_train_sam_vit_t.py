@@ -9,20 +9,16 @@ import torch
 
 from examples import train_sam_vit_t
 from examples.ship_sam_vit_t import ship
-from segment_anything_transformers import SegmentAnythingModel, SegmentAnythingModelConfig
+from segment_anything_transformers import SegmentAnythingModel
 from tests.few_scenes import write_grey_square, write_scenes
-from tests.tiny import random_model
+from tests.tiny import random_model, shallow_config
 
 
 @pytest.fixture
 def initial(tmp_path):
     """A model to start from, of the kind of `sam_vit_t` but with a ninth of its weights."""
-    base = SegmentAnythingModelConfig.from_preset("sam_vit_t")
-    fields = {"encoder_embed_dim": 64, "encoder_nb_blocks": 2, "encoder_global_attn_indices": (1,)}
-    fields |= {"encoder_nb_heads": 2, "decoder_mlp_channels": 64}
-    random_model(SegmentAnythingModelConfig.from_dict(base.to_dict(), **fields)).save_pretrained(
-        tmp_path / "initial"
-    )
+    fields = {"encoder_embed_dim": 64, "encoder_nb_heads": 2, "decoder_mlp_channels": 64}
+    random_model(shallow_config("sam_vit_t", **fields)).save_pretrained(tmp_path / "initial")
     return tmp_path / "initial"
 
 
