@@ -99,6 +99,7 @@ def geojson_masks(content: Mapping[str, Any], size_hw: tuple[int, int]) -> np.nd
         ValueError: A feature is no polygon.
     """
     matrix = _matrix(content["image"].get("transform"))
+    inverse, origin = np.linalg.inv(matrix[:, :2]), matrix[:, 2]
     features = objects_in(content, "features")
     masks = room_for(len(features), size_hw)
     for index, (mask, feature) in enumerate(zip(masks, features, strict=True)):
@@ -109,17 +110,16 @@ def geojson_masks(content: Mapping[str, Any], size_hw: tuple[int, int]) -> np.nd
             raise ValueError(f"{where} is a {reprlib.repr(kind)}, expected a Polygon")
         coordinates = geometry.get("coordinates") or []
         for rings in [coordinates] if kind == "Polygon" else coordinates:
-            mask |= fill(_pixel_rings(rings, matrix, where, size_hw), size_hw)
+            mask |= fill(_pixel_rings(rings, inverse, origin, where, size_hw), size_hw)
     return masks
 
 
 def _pixel_rings(
-    rings: Any, matrix: np.ndarray, where: str, size_hw: tuple[int, int]
+    rings: Any, inverse: np.ndarray, origin: np.ndarray, where: str, size_hw: tuple[int, int]
 ) -> list[np.ndarray]:
     """A polygon's rings in pixels, (n, 2) each."""
     try:
-        positions = [np.asarray(ring, np.float64)[:, :2] - matrix[:, 2] for ring in rings]
-        inverse = np.linalg.inv(matrix[:, :2])
+        positions = [np.asarray(ring, np.float64)[:, :2] - origin for ring in rings]
         with np.errstate(over="ignore", invalid="ignore"):
             turned = [ring @ inverse.T for ring in positions]
     except (TypeError, ValueError, IndexError) as error:

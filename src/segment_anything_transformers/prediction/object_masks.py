@@ -65,7 +65,8 @@ def segment_closely(
     predictor.zoom(None)
     whole, prompts = predictor.region, ask()
     masks, scores = segment_object(predictor, prompts, keep_all)
-    zoom_to_object(predictor, prompts)
+    # Of all masks the best may be another than the one that these prompts mean.
+    zoom_to_object(predictor, prompts, None if keep_all else masks[0])
     if predictor.region == whole:
         return masks, scores, Look.NOTHING_CLOSER
     close_masks, close_scores = segment_object(predictor, ask(), keep_all)
@@ -75,19 +76,23 @@ def segment_closely(
     return masks, scores, Look.WHOLE
 
 
-def zoom_to_object(predictor: SAMPredictor, prompts: dict[str, Any]) -> None:
+def zoom_to_object(
+    predictor: SAMPredictor, prompts: dict[str, Any], mask: np.ndarray | None = None
+) -> None:
     """Zooms to the boxes, or to the mask that is found in the whole image, and to its points.
 
     Args:
         predictor: Its image is set.
         prompts: As for `segment_object`.
+        mask: The mask (H0, W0) that is found in the whole image, where it is known.
     """
     points = np.asarray(prompts.get("points", np.zeros((0, 2))))
     labels = np.asarray(prompts.get("labels", np.full(len(points), FOREGROUND)))
     corners = np.asarray(prompts.get("boxes", np.zeros((0, 4)))).reshape(-1, 2)
-    mask = None
     predictor.zoom(None)
-    if not len(corners):
+    if len(corners):
+        mask = None
+    elif mask is None:
         [mask], _ = segment_object(predictor, prompts)
     points = np.concatenate([points[labels == FOREGROUND], corners])
     if len(points) or (mask is not None and mask.any()):

@@ -348,7 +348,7 @@ class SAMPredictor:
         multimask_output: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `predict_logits`."""
-        embeddings, resizer = scene.seen[:2]
+        embeddings, resizer = scene.seen.image_embeddings, scene.seen.resizer
         mask_hw = self.config.mask_size()
         prompts = checked_prompts(points, labels, boxes, masks, mask_hw, scene.size_hw)
         if scene.region:
@@ -378,7 +378,7 @@ class SAMPredictor:
             RuntimeError: If no image is set.
         """
         scene = self._require_image()
-        embeddings, resizer = scene.seen[:2]
+        embeddings, resizer = scene.seen.image_embeddings, scene.seen.resizer
         labels = np.full(points.shape[:-1], FOREGROUND, np.int64)
         points = resizer.scale_points(points - np.array(scene.part[:2]))
         good = self.backend.decode_above(embeddings, points, labels, iou_threshold)
